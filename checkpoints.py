@@ -1,0 +1,167 @@
+"""A model directory: options, weights and training state; written safely, loaded whole.
+
+`model_config.json` holds the options, `best.npz` the weights of the best validation,
+`latest.npz` the whole training state. A file is written beside its place and then moved into it,
+so at any moment there is an old one or a new one, whole.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from hparams import CONFIG_NAME, HParams, UserError, read_config
+from model import Adam, SPGra2Seq
+
+BEST, LATEST = "best.npz", "latest.npz"
+META = "meta"  # name of the JSON entry beside the arrays
+
+
+@dataclass
+class RunState:
+    """Where a training run is.
+
+    Attributes:
+        updates: optimiser updates made in all.
+        passes: passes over the training set made in all.
+        batch: batches made of the present pass.
+        step: updates that the present weights have behind them; a roll-back sets it back.
+        epoch: passes that the present weights have behind them; a roll-back sets it back.
+        best_loss: lowest reconstruction loss of a validation.
+        failures: validations in a row without improvement.
+        finished: why the run has ended, or "".
+    """
+
+    updates: int = 0
+    passes: int = 0
+    batch: int = 0
+    step: int = 0
+    epoch: int = 0
+    best_loss: float = float("inf")
+    failures: int = 0
+    finished: str = ""
+
+
+def load_model(model_dir: str | Path) -> SPGra2Seq:
+    """The model with the best weights of a directory that train.py or import_checkpoint.py wrote.
+
+    Raises:
+        UserError: there is no model in the directory, or it is damaged.
+    """
+    config = read_config(Path(model_dir) / CONFIG_NAME)
+    model = SPGra2Seq(config.hparams)
+    arrays, _ = read_arrays(Path(model_dir) / BEST)
+    _assign(model.weights, arrays, Path(model_dir) / BEST)
+    return model
+
+
+def save_best(model_dir: str | Path, model: SPGra2Seq, state: RunState) -> None:
+    """Writes the weights, and the counters that a roll-back sets back."""
+    write_arrays(Path(model_dir) / BEST, _values(model.weights), asdict(state))
+
+
+def roll_back(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: RunState) -> None:
+    """Sets weights, statistics, centroids, epoch and step back to the best checkpoint.
+
+    The optimiser's moments and the random stream go on.
+    """
+    arrays, best = read_arrays(Path(model_dir) / BEST)
+    _assign(model.weights, arrays, Path(model_dir) / BEST)
+    state.epoch, state.step = best["epoch"], best["step"]
+    optimizer.schedule_step.assign(state.step)
+
+
+def save_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: RunState) -> None:
+    """Writes the whole training state."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+    variables = [*model.weights, *optimizer.variables]
+    write_arrays(Path(model_dir) / LATEST, _values(variables), asdict(state))
+
+
+def restore_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam) -> RunState:
+    """Reads what `save_latest` wrote.
+
+    Raises:
+        UserError: the file is damaged or belongs to another model.
+    """
+    path = Path(model_dir) / LATEST
+    arrays, state = read_arrays(path)
+    _assign([*model.weights, *optimizer.variables], arrays, path)
+    try:
+        return RunState(**state)
+    except TypeError as error:
+        raise UserError(f"{path}: no training state ({error})") from None
+
+
+def check_same_run(given: HParams, saved: HParams, model_dir: str | Path) -> None:
+    """Raises UserError where options differ from those that a run was started with."""
+    differences = [
+        f"{name}={getattr(given, name)} (the run has {getattr(saved, name)})"
+        for name in HParams.model_fields
+        if getattr(given, name) != getattr(saved, name)
+    ]
+    if differences:
+        raise UserError(f"{model_dir}: can't resume with other options: {'; '.join(differences)}")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
+    """Writes named arrays and a JSON dict as an .npz, whole or not at all.
+
+    Raises:
+        UserError: it can't be written (disk full, no permission); an older file stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays, **{META: np.array(json.dumps(meta))})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: can't be written ({error.strerror or error}); an earlier one is intact"
+        ) from error
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Reads what `write_arrays` wrote, checksums included.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return arrays, json.loads(str(arrays.pop(META)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; is this the directory of a model?") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged, it can't be read ({error})") from error
+
+
+def _values(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
+    values = {v.path: keras.ops.convert_to_numpy(v) for v in variables}
+    assert len(values) == len(variables), "two variables have the same name"
+    return values
+
+
+def _assign(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Assigns all values or, where one is missing, left over or of another shape, none."""
+    expected = {v.path: tuple(v.shape) for v in variables}
+    for name, shape in expected.items():
+        if name not in arrays:
+            raise UserError(f"{path}: has no value for the variable {name}")
+        if arrays[name].shape != shape:
+            raise UserError(f"{path}: {name} has the shape {arrays[name].shape}, not {shape}")
+    for name in arrays:
+        if name not in expected:
+            raise UserError(f"{path}: the variable {name} does not belong to this model")
+    for v in variables:
+        v.assign(arrays[v.path])

@@ -1,0 +1,433 @@
+"""QuickDraw files to sketches to batches: safe .npz, scaling, splits, stroke-5, augmentation.
+
+Sketches stay compact (int16 rows, one array a split) until they are needed. Everything random is
+a function of (seed, pass, index of the sketch) or (seed, split, index), so that batches are the
+same whatever the number of workers, and a run can be taken up at any batch.
+"""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+import utils
+from hparams import HParams, UserError
+
+SPLITS = ("train", "valid", "test")
+LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
+START_ROW = (0, 0, 1, 0, 0)
+END_ROW = (0, 0, 0, 0, 1)
+# First entries of the random streams' keys.
+ORDER_STREAM, SKETCH_STREAM, EVALUATION_STREAM = 0, 1, 2
+MOST_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sketches of one split over all categories, category after category.
+
+    Attributes:
+        rows: int16 or float32 (total, 3), raw stroke-3 rows clipped to +-1000.
+        ends: int64 (n + 1,); sketch i has the rows ends[i] to ends[i + 1].
+        category: int32 (n,), position in the categories.
+        index: int32 (n,), the sketch's row in its split's file.
+        scale_factor: raw units per model unit.
+    """
+
+    rows: np.ndarray
+    ends: np.ndarray
+    category: np.ndarray
+    index: np.ndarray
+    scale_factor: float
+
+    def __len__(self) -> int:
+        return len(self.category)
+
+    def sketch(self, i: int) -> np.ndarray:
+        """Stroke-3, float32 (n, 3), in model units."""
+        sketch = self.rows[self.ends[i] : self.ends[i + 1]].astype(np.float32)
+        sketch[:, :2] /= np.float32(self.scale_factor)
+        return sketch
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each sketch, int64 (n,)."""
+        return np.diff(self.ends)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All splits of some categories.
+
+    Attributes:
+        splits: the loaded ones of train, valid and test.
+        scale_factor: raw units per model unit, of the training sketches.
+        max_seq_len: T, the most rows of a sketch.
+        remarks: what was left out, a line each.
+    """
+
+    splits: dict[str, Split]
+    scale_factor: float
+    max_seq_len: int
+    remarks: tuple[str, ...]
+
+
+def load_dataset(
+    data_dir: str | Path,
+    hparams: HParams,
+    *,
+    scale_factor: float | None = None,
+    splits: tuple[str, ...] = SPLITS,
+) -> Dataset:
+    """Loads `<data_dir>/<category>.npz` of all categories.
+
+    Args:
+        data_dir: holds the files, each with the arrays train, valid and test.
+        hparams: categories, num_per_category and max_seq_len are read.
+        scale_factor: raw units per model unit; None takes the standard deviation of all raw
+            values of the training sketches used.
+        splits: which of train, valid and test to load; train is needed for the scale factor.
+
+    Raises:
+        UserError: a missing, broken or unsafe file, a split without sketches.
+    """
+    found: dict[str, list[tuple[int, int, np.ndarray]]] = {split: [] for split in splits}
+    unusable, too_long = 0, 0
+    for category, name in enumerate(hparams.categories):
+        arrays = read_sketch_file(_find(data_dir, name), splits)
+        for split in splits:
+            sketches = arrays[split]
+            if split == "train" and hparams.num_per_category:
+                sketches = sketches[: hparams.num_per_category]
+            for index, sketch in enumerate(sketches):
+                if not _is_sketch(sketch):
+                    unusable += 1
+                elif 0 < hparams.max_seq_len < len(sketch):
+                    too_long += 1
+                else:
+                    found[split].append((category, index, sketch))
+    for split in splits:
+        if not found[split]:
+            raise UserError(
+                f"{data_dir}: no usable sketch in the {split} split of "
+                f"{', '.join(hparams.categories)}"
+            )
+    if scale_factor is None:
+        scale_factor = _scale_factor([sketch for _, _, sketch in found["train"]])
+        if scale_factor == 0:
+            raise UserError(f"{data_dir}: all values of the training sketches are the same")
+    remarks = []
+    if unusable:
+        remarks.append(
+            f"{unusable} sketches skipped: fewer than two rows, NaN, or not of shape (n, 3)"
+        )
+    if too_long:
+        remarks.append(f"{too_long} sketches left out: more than {hparams.max_seq_len} rows")
+    packed = {split: _pack(found[split], scale_factor) for split in splits}
+    max_seq_len = hparams.max_seq_len
+    if max_seq_len == -1:
+        max_seq_len = max(int(split.lengths.max()) for split in packed.values())
+    return Dataset(packed, scale_factor, max_seq_len, tuple(remarks))
+
+
+def read_sketch_file(path: str | Path, splits: tuple[str, ...] = SPLITS) -> dict[str, list]:
+    """Reads a QuickDraw .npz without running anything that it holds.
+
+    Returns:
+        For each split the list of its entries, normally stroke-3 arrays (n, 3).
+
+    Raises:
+        UserError: the file is missing or broken, lacks a split, or its pickles hold anything but
+            NumPy arrays.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = set(archive.namelist())
+            for split in splits:
+                if f"{split}.npy" not in members:
+                    raise UserError(f"{path}: has no array {split!r}")
+            arrays = {}
+            for split in splits:
+                with archive.open(f"{split}.npy") as file:
+                    arrays[split] = _read_array(file)
+            return arrays
+    except UserError:
+        raise
+    except UnsafePickle as error:
+        raise UserError(
+            f"{path}: refused, its pickle asks for {error}, not only for arrays"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    except Exception as error:  # a broken pickle can fail in any way
+        raise UserError(f"{path}: not a readable .npz file of sketches ({error})") from error
+
+
+class UnsafePickle(Exception):
+    """A pickle names something that no array needs; the text is its name."""
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Admits what pickled NumPy arrays of numbers are made of, and nothing else."""
+
+    def find_class(self, module, name):
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np._core.multiarray._reconstruct
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if module == "_codecs" and name == "encode":
+            return _encode_latin1
+        raise UnsafePickle(f"{module}.{name}")
+
+
+def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise UnsafePickle(f"the encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _read_array(file: BinaryIO) -> list:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        entries = ArrayUnpickler(file, encoding="latin1").load()  # written by Python 2
+    else:
+        values = np.frombuffer(file.read(), dtype)
+        entries = values.reshape(shape)
+    if not isinstance(entries, np.ndarray) or entries.ndim == 0:
+        raise ValueError("an entry is no array of sketches")
+    return list(entries)
+
+
+def _find(data_dir: str | Path, category: str) -> Path:
+    path = Path(data_dir) / f"{category}.npz"
+    if path.is_file():
+        return path
+    if not Path(data_dir).is_dir():
+        raise UserError(f"{path}: not found, there is no directory {data_dir}")
+    there = sorted(file.name for file in Path(data_dir).glob("*.npz"))
+    shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+    raise UserError(f"{path}: not found; {data_dir} holds {shown or 'no .npz files'}")
+
+
+def _is_sketch(sketch) -> bool:
+    return (
+        isinstance(sketch, np.ndarray)
+        and sketch.ndim == 2
+        and sketch.shape[1] == 3
+        and len(sketch) >= 2
+        and sketch.dtype.kind in "iuf"
+        and (sketch.dtype.kind != "f" or bool(np.isfinite(sketch).all()))
+    )
+
+
+def _scale_factor(sketches: list[np.ndarray]) -> float:
+    """Population standard deviation of all values, pen column included, in float64."""
+    count = sum(sketch.size for sketch in sketches)
+    chunks = [
+        np.concatenate(sketches[first : first + 50_000]).astype(np.float64)
+        for first in range(0, len(sketches), 50_000)
+    ]
+    mean = sum(chunk.sum() for chunk in chunks) / count
+    return float(np.sqrt(sum(np.square(chunk - mean).sum() for chunk in chunks) / count))
+
+
+def _pack(found: list[tuple[int, int, np.ndarray]], scale_factor: float) -> Split:
+    rows = np.concatenate([np.clip(sketch, -LIMIT, LIMIT) for _, _, sketch in found])
+    return Split(
+        rows=rows if rows.dtype == np.int16 else rows.astype(np.float32),
+        ends=np.concatenate([[0], np.cumsum([len(sketch) for _, _, sketch in found])]),
+        category=np.array([category for category, _, _ in found], np.int32),
+        index=np.array([index for _, index, _ in found], np.int32),
+        scale_factor=scale_factor,
+    )
+
+
+def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:
+    """Stroke-3 sketches of at most `steps` rows to float32 (B, steps + 1, 5).
+
+    Row 0 is (0, 0, 1, 0, 0); behind a sketch's rows (dx, dy, draw, lift, end) stand end rows.
+    """
+    strokes = np.empty((len(sketches), steps + 1, 5), np.float32)
+    strokes[:, 0] = START_ROW
+    for padded, sketch in zip(strokes[:, 1:], sketches, strict=True):
+        n = len(sketch)
+        padded[:n, :2] = sketch[:, :2]
+        padded[:n, 2] = 1 - sketch[:, 2]
+        padded[:n, 3] = sketch[:, 2]
+        padded[:n, 4] = 0
+        padded[n:] = END_ROW
+    return strokes
+
+
+def augment(sketch: np.ndarray, hparams: HParams, rng: np.random.Generator) -> np.ndarray:
+    """Stretches the axes and drops rows of a training sketch, stroke-3 (n, 3) (sketch-rnn).
+
+    dx and dy are multiplied by two factors uniform in [1 - r, 1 + r], r = random_scale_factor.
+    Then a row goes, with probability augment_stroke_prob, by being merged into its predecessor,
+    from the third row of an unlifted run on: strokes keep their ends.
+    """
+    if hparams.random_scale_factor > 0:
+        r = hparams.random_scale_factor
+        sketch = sketch.copy()
+        sketch[:, :2] *= rng.uniform(1 - r, 1 + r, 2).astype(sketch.dtype)
+    if hparams.augment_stroke_prob > 0:
+        drop = rng.random(len(sketch)) < hparams.augment_stroke_prob
+        kept: list[np.ndarray] = []
+        run = 0  # rows since a lift, this one included, while none lifts the pen
+        for row, dropped in zip(sketch, drop.tolist(), strict=True):
+            inside = bool(kept) and row[2] == 0 and kept[-1][2] == 0
+            run = run + 1 if inside else 0
+            if inside and run > 2 and dropped:
+                kept[-1][:2] += row[:2]
+            else:
+                kept.append(row.copy())
+        sketch = np.stack(kept)
+    return sketch
+
+
+def training_batches(
+    split: Split,
+    hparams: HParams,
+    steps: int,
+    *,
+    first_pass: int = 0,
+    first_batch: int = 0,
+    workers: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches, pass after pass, each pass in an order of its own; see `make_batch`.
+
+    A pass has `len(split) // batch_size` batches: the rest is left out of it.
+
+    Args:
+        split: the training sketches, at least batch_size of them.
+        hparams: the options.
+        steps: T.
+        first_pass: passes already made.
+        first_batch: batches already made of that pass.
+        workers: threads that prepare batches; None: as many as there are cores.
+    """
+    size = hparams.batch_size
+
+    def plans():
+        number, batch = first_pass, first_batch
+        while True:
+            order = _rng(hparams, ORDER_STREAM, number).permutation(len(split))
+            for start in range(batch * size, len(split) // size * size, size):
+                yield order[start : start + size], number
+            number, batch = number + 1, 0
+
+    def prepare(plan):
+        members, number = plan
+        rngs = [_rng(hparams, SKETCH_STREAM, number, i) for i in members]
+        sketches = [
+            augment(split.sketch(i), hparams, rng) for i, rng in zip(members, rngs, strict=True)
+        ]
+        return make_batch(sketches, hparams, steps, rngs, mask_prob=hparams.mask_prob)
+
+    return _prefetch(prepare, plans(), workers)
+
+
+def evaluation_batches(
+    split: Split, hparams: HParams, *, stream: str, workers: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every sketch once, in order, nothing masked or augmented; see `make_batch`.
+
+    The last batch may be smaller, and a batch has as many steps as its longest sketch has rows:
+    behind a sketch's end nothing counts in evaluation.
+
+    Args:
+        split: the sketches.
+        hparams: the options.
+        stream: the split's name, which with the sketch's position decides its random numbers.
+        workers: as in `training_batches`.
+    """
+
+    def prepare(members):
+        rngs = [_rng(hparams, EVALUATION_STREAM, SPLITS.index(stream), i) for i in members]
+        sketches = [split.sketch(i) for i in members]
+        return make_batch(sketches, hparams, max(map(len, sketches)), rngs, mask_prob=0.0)
+
+    size = hparams.batch_size
+    plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
+    return _prefetch(prepare, plans, workers)
+
+
+def make_batch(
+    sketches: list[np.ndarray],
+    hparams: HParams,
+    steps: int,
+    rngs: list[np.random.Generator],
+    mask_prob: float,
+) -> dict[str, np.ndarray]:
+    """One batch of B sketches, stroke-3 in model units, with their random numbers.
+
+    Returns:
+        pictures: uint8 (N, S, S), 1 <= N <= 1 + B * G: every picture that is not blank, behind
+            a blank one that serves all blank nodes.
+        nodes: int32 (B, G), the picture of each node.
+        graph_masks: float32 (B, P, P).
+        strokes: float32 (B, steps + 1, 5), stroke-5.
+        eps: float32 (B, Z), standard normal, for drawing z.
+        dropout_seed: int32 (B,), for the decoder's dropout.
+    """
+    graph, side = hparams.graph_number, hparams.graph_picture_size
+    pictures = np.empty((1 + len(sketches) * graph, side, side), np.uint8)
+    pictures[0] = 0
+    filled = 1
+    nodes = np.zeros((len(sketches), graph), np.int32)
+    masks = np.empty((len(sketches), graph - 1, graph - 1), np.float32)
+    eps = np.empty((len(sketches), hparams.z_size), np.float32)
+    dropout_seed = np.empty(len(sketches), np.int32)
+    for i, (sketch, rng) in enumerate(zip(sketches, rngs, strict=True)):
+        canvas, centers = utils.draw(sketch)
+        centers = centers[: graph - 1]
+        erase = utils.choose_erased(len(centers), mask_prob, rng.random(graph - 1))
+        slots, masked = utils.cut_nodes(canvas, centers, erase, pictures[filled:])
+        nodes[i, : len(slots)] = [0 if slot == utils.BLANK else filled + slot for slot in slots]
+        filled += 1 + max(slots)
+        masks[i] = utils.graph_mask(len(centers), masked, graph)
+        eps[i] = rng.standard_normal(hparams.z_size, np.float32)
+        dropout_seed[i] = rng.integers(2**31)
+    return {
+        "pictures": pictures[:filled],
+        "nodes": nodes,
+        "graph_masks": masks,
+        "strokes": to_stroke5(sketches, steps),
+        "eps": eps,
+        "dropout_seed": dropout_seed,
+    }
+
+
+def _rng(hparams: HParams, *key: int) -> np.random.Generator:
+    return np.random.default_rng([hparams.seed, *map(int, key)])
+
+
+def _prefetch(prepare, plans, workers: int | None):
+    """Results of `prepare` over `plans`, in order, computed ahead in threads.
+
+    OpenCV and large NumPy copies release the interpreter's lock, so threads run in parallel.
+    """
+    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        try:
+            for plan in plans:
+                waiting.append(pool.submit(prepare, plan))
+                if len(waiting) > workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,344 @@
+"""Every option of the model and its training: once, typed, bounded and documented.
+
+`parse_hparams` reads options as a command line writes them (`categories=[bee,bus],z_size=64`);
+`write_config` and `read_config` keep them in the model directory. Every mistake in an option, from
+whatever side, is a `UserError` of one line.
+"""
+
+import difflib
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+CONFIG_NAME = "model_config.json"
+
+_SWITCHES = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+_NAMES_ALLOWED = "a list in brackets of one or more names, all different, without path separators"
+_KEEP = "Keep (not drop) probability of the decoder's"
+
+
+class UserError(ValueError):
+    """A mistake that the user can put right; its text is the one line that is printed."""
+
+
+class HParams(BaseModel):
+    """All options, frozen; `UserError` for a bad one. `categories` is a tuple of names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    categories: tuple[str, ...] = Field(
+        ("bee", "bus"),
+        strict=False,
+        json_schema_extra={"allowed": _NAMES_ALLOWED},
+        description="Categories to learn; the data directory holds one <category>.npz for each.",
+    )
+    num_steps: int = Field(1000001, ge=1, description="Most optimiser updates that a run makes.")
+    save_every: int = Field(1, ge=1, description="Epochs between two validations.")
+    dec_rnn_size: int = Field(1024, ge=1, description="Units of the decoder's cell.")
+    dec_model: Literal["lstm", "layer_norm", "hyper"] = Field(
+        "lstm", description="Kind of the decoder's cell."
+    )
+    max_seq_len: int = Field(
+        -1,
+        json_schema_extra={"allowed": "-1 or an integer, at least 1"},
+        description="Most rows of a sketch, longer ones being left out; -1: the data's longest.",
+    )
+    z_size: int = Field(128, ge=1, description="Length of a sketch's code.")
+    batch_size: int = Field(128, ge=1, description="Sketches in a training step.")
+    graph_number: int = Field(21, ge=2, description="Graph nodes: whole picture and patches.")
+    graph_picture_size: int = Field(
+        256, ge=2, le=256, multiple_of=2, description="Side of a node's picture in pixels."
+    )
+    num_mixture: int = Field(
+        30, ge=1, description="Cluster centroids, at most batch_size * (graph_number - 1)."
+    )
+    learning_rate: float = Field(0.001, gt=0, description="Learning rate of the first step.")
+    decay_rate: float = Field(0.9999, gt=0, le=1, description="Decay of the rate at each step.")
+    min_learning_rate: float = Field(
+        0.00001, ge=0, description="Learning rate that the decay ends in, at most learning_rate."
+    )
+    grad_clip: float = Field(1.0, gt=0, description="Largest norm of each variable's gradient.")
+    use_recurrent_dropout: bool = Field(False, description="Dropout on the cell's candidates.")
+    recurrent_dropout_prob: float = Field(
+        0.0, ge=0, le=1, description=f"{_KEEP} candidates; above 0 where it is used."
+    )
+    use_input_dropout: bool = Field(False, description="Dropout on the decoder's inputs.")
+    input_dropout_prob: float = Field(
+        0.0, ge=0, le=1, description=f"{_KEEP} inputs; above 0 where it is used."
+    )
+    use_output_dropout: bool = Field(False, description="Dropout on the decoder's outputs.")
+    output_dropout_prob: float = Field(
+        0.0, ge=0, le=1, description=f"{_KEEP} outputs; above 0 where it is used."
+    )
+    random_scale_factor: float = Field(
+        0.0, ge=0, lt=1, description="Most that a training sketch is stretched or shrunk per axis."
+    )
+    augment_stroke_prob: float = Field(
+        0.0, ge=0, le=1, description="Probability of merging a training point into the one before."
+    )
+    is_training: bool = Field(
+        True, description="Published option kept with the model; each command sets its own mode."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number of the run.")
+    num_per_category: int = Field(
+        0, ge=0, description="Training sketches used of each category; 0 means all."
+    )
+    mask_prob: float = Field(
+        0.1, ge=0, le=1, description="Share of a sketch's patches that is erased in training."
+    )
+
+    def __init__(self, /, **options: Any) -> None:
+        """Check the options given; the others take their defaults. `UserError` for a bad one."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise UserError(_explain(error)) from None
+
+    def replace(self, /, **changes: Any) -> Self:
+        """Return a checked copy with some options changed. `UserError` for a bad one."""
+        # pydantic's own model_copy(update=...) checks nothing.
+        return type(self)(**{**dict(self), **changes})
+
+    @field_validator("categories")
+    @classmethod
+    def _check_categories(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("the list is empty")
+        for place, name in enumerate(names):
+            # The name becomes part of a file name.
+            if not name.strip():
+                raise ValueError("a name is empty")
+            if "/" in name or "\\" in name or not name.isprintable():
+                raise ValueError(f"{_shown(name)} can't be part of a file name")
+            if name in names[:place]:
+                raise ValueError(f"{_shown(name)} is given twice")
+        return names
+
+    @field_validator("max_seq_len")
+    @classmethod
+    def _check_max_seq_len(cls, length: int) -> int:
+        if length < 1 and length != -1:
+            raise ValueError(f"{length} is not allowed")
+        return length
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        patches = self.batch_size * (self.graph_number - 1)
+        if self.num_mixture > patches:
+            raise ValueError(
+                f"option num_mixture: {self.num_mixture} is not allowed with batch_size="
+                f"{self.batch_size} and graph_number={self.graph_number}; allowed: at most "
+                f"batch_size * (graph_number - 1) = {patches}"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"option min_learning_rate: {self.min_learning_rate} is not allowed; allowed: at "
+                f"most learning_rate = {self.learning_rate}"
+            )
+        for place in ("recurrent", "input", "output"):
+            name = f"{place}_dropout_prob"
+            if getattr(self, f"use_{place}_dropout") and getattr(self, name) == 0:
+                raise ValueError(
+                    f"option {name}: 0.0 is not allowed with use_{place}_dropout=True; it is a "
+                    "keep probability; allowed: a number, above 0 and at most 1"
+                )
+        return self
+
+
+def parse_hparams(text: str, base: HParams | None = None) -> HParams:
+    """Read options as a command line gives them: `categories=[bee,The Mona Lisa],batch_size=64`.
+
+    Commas separate options except inside brackets and quotes, names may stand in ' or ", and
+    spaces around a name or value don't count. What is not given comes from `base`, or else from
+    the defaults. `UserError` for anything that is not understood or not allowed.
+    """
+    given: dict[str, object] = {}
+    for piece in _split(text) if text.strip() else []:
+        name, equals, value = (part.strip() for part in piece.partition("="))
+        if not equals:
+            raise UserError(
+                f"option {_shown(piece)} has no '='; write name=value, several with commas "
+                "between them, and lists in brackets: categories=[bee,bus]"
+            )
+        if name in given:
+            raise UserError(f"option {_shown(name)} is given twice")
+        try:
+            given[name] = _convert(value, _schema().get(name, {}).get("type"))
+        except UserError as error:
+            raise UserError(f"option {name}: {error}") from None
+    return (base or HParams()).replace(**given)
+
+
+class ModelConfig(NamedTuple):
+    """What `model_config.json` holds."""
+
+    hparams: HParams
+    scale_factor: float | None  # raw drawing units per model unit, > 0; None: not known
+    unknown: dict[str, object]  # keys of the file that mean nothing here
+
+
+def write_config(path: str | Path, hparams: HParams, scale_factor: float | None = None) -> None:
+    """Write options (with `max_seq_len` as resolved from the data) and the data's scale factor
+    (> 0) as JSON, so that an interruption leaves the old file or the new one, never a part.
+
+    `UserError` where the file can't be written or the scale factor is not a positive number.
+    """
+    scale_factor = _check_scale_factor(scale_factor, path)
+    values = {**hparams.model_dump(mode="json"), "scale_factor": scale_factor}
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror})") from error
+
+
+def read_config(path: str | Path, allow_unknown: bool = False) -> ModelConfig:
+    """Read a `model_config.json`, ours or a published one; options it lacks take their defaults.
+
+    Keys that are no options are an error, or, with `allow_unknown`, returned. `UserError`, naming
+    the file, where it is missing, no JSON, or an option in it is not allowed.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no options, but {_shown(values)}")
+    scale_factor = _check_scale_factor(values.pop("scale_factor", None), path)
+    strange = [name for name in values if name not in _schema()] if allow_unknown else []
+    unknown = {name: values.pop(name) for name in strange}
+    try:
+        return ModelConfig(HParams(**values), scale_factor, unknown)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def option_rows() -> list[tuple[str, str, str, str]]:
+    """Return (name, default as it is written on a command line, what is allowed, description)."""
+    rows = []
+    for name, field in HParams.model_fields.items():
+        default = f"[{','.join(field.default)}]" if name == "categories" else str(field.default)
+        rows.append((name, default, _allowed(name), field.description or ""))
+    return rows
+
+
+def describe_options() -> str:
+    """Return a text for `--help`, one option a line."""
+    return "\n".join(
+        f"{name}={default}: {description} ({allowed})"
+        for name, default, allowed, description in option_rows()
+    )
+
+
+def _split(text: str) -> list[str]:
+    """Cut at the commas outside brackets and quotes; `UserError` where one of these is open."""
+    pieces, start, quote, depth = [], 0, "", 0
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "[]":
+            depth += 1 if char == "[" else -1
+            if depth not in (0, 1):
+                raise UserError(f"unbalanced or nested brackets in {_shown(text[start:])}")
+        elif char == "," and depth == 0:
+            pieces.append(text[start:place].strip())
+            start = place + 1
+    if quote or depth:
+        missing = quote or "]"
+        raise UserError(f"unbalanced, a closing {missing} is missing: {_shown(text[start:])}")
+    return [*pieces, text[start:].strip()]
+
+
+def _convert(text: str, kind: str | None) -> object:
+    """Turn text into the JSON type `kind`; what doesn't fit stays text, for `HParams` to refuse."""
+    if kind == "array" and text.startswith("[") and text.endswith("]"):
+        inside = text[1:-1]
+        return [_unquote(name) for name in _split(inside)] if inside.strip() else []
+    if kind == "string":
+        return _unquote(text)
+    if kind == "boolean":
+        return _SWITCHES.get(text, text)
+    try:
+        return {"integer": int, "number": float}.get(kind, str)(text)
+    except ValueError:
+        return text
+
+
+def _unquote(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    name, forbidden = (text[1:-1], text[0]) if quoted else (text, "'\"")
+    if any(char in name for char in forbidden):
+        raise UserError(f"a quote inside {_shown(text)}; put the whole name in the other quotes")
+    return name
+
+
+@functools.cache
+def _schema() -> dict[str, dict[str, Any]]:
+    return HParams.model_json_schema()["properties"]
+
+
+def _allowed(name: str) -> str:
+    schema = _schema()[name]
+    if "allowed" in schema:
+        return schema["allowed"]
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if schema["type"] == "boolean":
+        return "True or False"
+    kind = "a number" if schema["type"] == "number" else "an integer"
+    kind = "an even integer" if schema.get("multipleOf") == 2 else kind
+    bounds = [f"{word} {schema[key]:.10g}" for key, word in _BOUNDS.items() if key in schema]
+    return f"{kind}, {' and '.join(bounds)}"
+
+
+def _explain(error: ValidationError) -> str:
+    """Put the first mistake that pydantic found into one line."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return str(first["ctx"]["error"])
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name.lower(), _schema(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_schema())}"
+        return f"unknown option {_shown(name)}: {hint}"
+    if first["type"] == "value_error":
+        problem = str(first["ctx"]["error"])
+    else:
+        problem = f"{_shown(first['input'])} is not allowed"
+    return f"option {name}: {problem}; allowed: {_allowed(name)}"
+
+
+def _check_scale_factor(value: object, path: str | Path) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 < value <= sys.float_info.max:
+        return float(value)
+    raise UserError(
+        f"{path}: scale_factor: {_shown(value)} is not allowed; allowed: a number above 0, or null"
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,495 @@
+"""SP-gra2seq: patches to embeddings to graph to code to strokes (Zang et al., AAAI 2023).
+
+Shapes: B batch, G graph nodes (the whole sketch and P = G - 1 patches), S picture side, K
+centroids, M = 20 output mixtures, Z code, R decoder units, T steps.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+import rnn
+from hparams import HParams
+
+CHANNELS = (8, 32, 64, 128, 256, 512, 512)
+EMBEDDING = CHANNELS[-1]
+MIXTURES = 20
+OUTPUT_WIDTH = 3 + 6 * MIXTURES
+EDGE_WEIGHTS = (1.0, 0.5, 0.2)  # of the most, second and third most similar patch
+PICTURE_EDGE = 0.5  # from a patch to the whole sketch
+CLUSTERING_WEIGHT = 0.25
+CENTROID_MOMENTUM = 0.75
+LIKELIHOOD_FLOOR = 1e-6
+
+
+class PatchEncoder(keras.layers.Layer):
+    """Seven strided convolutions and a max-pool: one 512-vector a picture.
+
+    Args:
+        seed: int or keras.random.SeedGenerator for the initial weights.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = []
+        inputs = 1
+        for layer, outputs in enumerate(CHANNELS):
+            # The last layer has no ReLU behind it, which would halve the variance.
+            scale = 1.0 if layer == len(CHANNELS) - 1 else 2.0
+            self.filters.append(
+                self.add_weight(
+                    shape=(2, 2, inputs, outputs),
+                    initializer=keras.initializers.VarianceScaling(
+                        scale, "fan_in", "untruncated_normal", seed=seed
+                    ),
+                    name=f"conv{layer}",
+                )
+            )
+            inputs = outputs
+        self.built = True
+
+    def call(self, pictures):
+        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float (N, 512)."""
+        side = pictures.shape[1]
+        padded = 2 ** max(len(self.filters), math.ceil(math.log2(side)))
+        if side == padded:
+            x = self._scale(_to_quadtree(pictures))
+        else:
+            # Zeros behind the edges are what SAME padding would put there, layer by layer.
+            margin = (0, padded - side)
+            x = _to_quadtree(ops.pad(self._scale(pictures), ((0, 0), margin, margin)))
+        # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
+        # matrix product without any rearrangement, many times as fast backwards as a general one.
+        for layer, kernel in enumerate(self.filters):
+            kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
+            x = ops.matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel)
+            if layer < len(self.filters) - 1:
+                x = ops.relu(x)
+        windows = (padded // 2 ** len(self.filters)) ** 2
+        return ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
+
+    def _scale(self, pixels):
+        return ops.cast(pixels, self.compute_dtype) / 255 * 2 - 1
+
+
+def _to_quadtree(pictures):
+    """(N, S, S), S a power of two, to (N, S * S), every quadrant contiguous at every level."""
+    side = pictures.shape[1]
+    order = np.arange(side * side, dtype=np.int32).reshape(side, side)
+    for level in range(int(math.log2(side))):
+        half = side >> (level + 1)
+        order = order.reshape(-1, 2, half, 2, half).swapaxes(2, 3)
+    return ops.take(ops.reshape(pictures, (-1, side * side)), order.reshape(-1), axis=1)
+
+
+def first_argmax(x):
+    """Index of the largest entry along the last axis, the lowest among equals."""
+    count = x.shape[-1]
+    is_largest = ops.equal(x, ops.max(x, axis=-1, keepdims=True))
+    return ops.min(ops.where(is_largest, ops.arange(count), count), axis=-1)
+
+
+def winner(x):
+    """One-hot of `first_argmax`."""
+    return ops.one_hot(first_argmax(x), x.shape[-1], dtype=x.dtype)
+
+
+def cosines(embeddings):
+    """Pairwise cosines of the patch embeddings: (B, P, 512) to (B, P, P)."""
+    norms = ops.sqrt(ops.sum(ops.square(embeddings), axis=-1))
+    products = ops.matmul(embeddings, ops.swapaxes(embeddings, 1, 2))
+    return products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
+
+
+def synonymous_winners(embeddings):
+    """One-hot rows of the three most similar patches of each patch, each (B, P, P).
+
+    Blank and masked patches take part. Where all other cosines are negative the second winner
+    repeats the first, as published.
+    """
+    e = ops.stop_gradient(embeddings)
+    norms = ops.sqrt(ops.sum(ops.square(e), axis=-1))
+    # A matrix product may round equal pairs differently; multiply-and-sum can't, so ties are ties.
+    products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
+    c = products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
+    first = winner(c)
+    second = winner(c - c * first)
+    third = winner(c - c * (first + second))
+    return first, second, third
+
+
+def synonymous_adjacency(embeddings, graph_masks):
+    """Links each patch to its most similar patches, and to the whole sketch.
+
+    Args:
+        embeddings: (B, P, 512) of the patches.
+        graph_masks: (B, P, P) from `utils.graph_mask`.
+
+    Returns:
+        (B, G, G), rows summing to 1; row and column 0 are the whole sketch.
+    """
+    weights = sum(
+        weight * one_hot
+        for weight, one_hot in zip(EDGE_WEIGHTS, synonymous_winners(embeddings), strict=True)
+    )
+    edges = cosines(embeddings) * weights * graph_masks
+    to_picture = PICTURE_EDGE * node_masks(graph_masks)[:, :, None]
+    patch_rows = ops.concatenate([to_picture, edges], axis=2)
+    picture_row = ops.one_hot(ops.zeros_like(patch_rows[:, :1, 0], "int32"), patch_rows.shape[2])
+    rows = ops.concatenate([ops.cast(picture_row, patch_rows.dtype), patch_rows], axis=1)
+    return rows / (ops.sum(rows, axis=2, keepdims=True) + 1e-10)
+
+
+def node_masks(graph_masks):
+    """Which patches count, (B, P): column 0 of the graph masks, as published."""
+    return graph_masks[:, :, 0]
+
+
+class GraphEncoder(keras.layers.Layer):
+    """Two graph convolutions, pooled into the mean and log-variance of the latent code.
+
+    Args:
+        z_size: Z.
+        seed: int or keras.random.SeedGenerator for the initial weights.
+    """
+
+    def __init__(self, z_size: int, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        # The published fused kernel raises its epsilon of 1e-5 to this.
+        self.node_norm = keras.layers.BatchNormalization(
+            momentum=0.9, epsilon=1.001e-5, name="BatchNorm"
+        )
+        self.graph_norm = keras.layers.BatchNormalization(
+            momentum=0.9, epsilon=1.001e-5, name="BatchNorm_1"
+        )
+
+        def kernel(name, outputs, scale):
+            return self.add_weight(
+                shape=(EMBEDDING, outputs),
+                initializer=keras.initializers.VarianceScaling(
+                    scale, "fan_in", "untruncated_normal", seed=seed
+                ),
+                name=name,
+            )
+
+        self.kernel_1 = kernel("gcn_weight_1", EMBEDDING, 2.0)
+        self.kernel_2 = kernel("gcn_weight_2", EMBEDDING, 2.0)
+        self.mu_kernel = kernel("fc_mu", z_size, 1.0)
+        self.log_var_kernel = kernel("fc_sigma2", z_size, 1.0)
+        self.node_norm.build((None, None, EMBEDDING))
+        self.graph_norm.build((None, EMBEDDING))
+        self.built = True
+
+    def call(self, embeddings, adjacency, training=False):
+        """(B, G, 512) and (B, G, G) to mu and log_var, both (B, Z)."""
+        h = self.node_norm(ops.relu(embeddings), training=training)
+        g0 = ops.matmul(adjacency, h)
+        g1 = ops.relu(ops.matmul(g0, self.kernel_1))
+        g2 = ops.relu(ops.matmul(g1, self.kernel_2))
+        pooled = ops.sum(g0 + g2, axis=1)
+        features = ops.tanh(self.graph_norm(pooled, training=training))
+        return ops.matmul(features, self.mu_kernel), ops.matmul(features, self.log_var_kernel)
+
+
+class Clusters(keras.layers.Layer):
+    """The centroids that embeddings of synonymous patches are drawn to.
+
+    Args:
+        num_mixture: K, the number of centroids.
+    """
+
+    def __init__(self, num_mixture: int, **kwargs):
+        super().__init__(**kwargs)
+        self.centroids = self.add_weight(
+            shape=(num_mixture, EMBEDDING), initializer="zeros", trainable=False, name="latent_mu"
+        )
+        self.built = True
+
+    def assign(self, embeddings):
+        """One-hot of each patch's most similar centroid: (N, 512) to (N, K)."""
+        e, q = ops.stop_gradient(embeddings), self.centroids
+        norms = ops.sqrt(ops.sum(ops.square(e), 1))[:, None] * ops.sqrt(ops.sum(ops.square(q), 1))
+        c = ops.matmul(e, ops.transpose(q)) / (norms + 1e-30)
+        # Equal centroids must tie, however a matrix product rounds their columns.
+        twins = ops.all(ops.equal(q[:, None, :], q[None, :, :]), axis=-1)
+        return winner(ops.take(c, first_argmax(ops.cast(twins, "int32")), axis=1))
+
+    def call(self, embeddings, counted, training=False):
+        """The clustering loss.
+
+        Args:
+            embeddings: (N, 512) of all patches.
+            counted: (N,), 1 for the patches that count, else 0.
+            training: keep the centroids' update.
+
+        Returns:
+            Half the mean squared distance of the counted patches to their (updated, constant)
+            centroids, a scalar; 0 where none counts.
+        """
+        members = self.assign(embeddings) * counted[:, None]
+        sums = ops.matmul(ops.transpose(members), ops.stop_gradient(embeddings))
+        means = sums / (ops.sum(members, axis=0)[:, None] + 1e-10)
+        updated = CENTROID_MOMENTUM * self.centroids + (1 - CENTROID_MOMENTUM) * means
+        if training:
+            self.centroids.assign(updated)
+        distances = ops.sum(ops.square(embeddings - ops.matmul(members, updated)), axis=1)
+        return 0.5 * ops.sum(distances * counted) / ops.maximum(ops.sum(counted), 1.0)
+
+
+class Decoder(keras.layers.Layer):
+    """The recurrent network that redraws a sketch from its code, row by row.
+
+    Args:
+        hparams: dec_model, dec_rnn_size, z_size and the dropout options are read.
+        seed: int or keras.random.SeedGenerator for the initial weights.
+    """
+
+    def __init__(self, hparams: HParams, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.cell = rnn.CELLS[hparams.dec_model](
+            rnn.ROW_WIDTH + hparams.z_size, hparams.dec_rnn_size, seed=seed, name="cell"
+        )
+        self.state_kernel = self.add_weight(
+            shape=(hparams.z_size, sum(self.cell.state_sizes)),
+            initializer=keras.initializers.VarianceScaling(
+                5 / 3, "fan_in", "untruncated_normal", seed=seed
+            ),
+            name="init_state",
+        )
+        self.output_kernel = self.add_weight(
+            shape=(hparams.dec_rnn_size, OUTPUT_WIDTH),
+            initializer=keras.initializers.VarianceScaling(
+                1.0, "fan_in", "untruncated_normal", seed=seed
+            ),
+            name="fc",
+        )
+        self.built = True
+
+    def initial_state(self, z):
+        """The cell's first state, a tuple of (B, ·) in the published order, from (B, Z)."""
+        flat = ops.tanh(ops.matmul(z, self.state_kernel))
+        ends = [sum(self.cell.state_sizes[: i + 1]) for i in range(len(self.cell.state_sizes) - 1)]
+        return tuple(ops.split(flat, ends, axis=-1))
+
+    def call(self, z, rows, training=False):
+        """Teacher-forced raw outputs, time-major: (B, Z) and (T, B, 5) to (T, B, 3 + 6 M)."""
+        projected = self.cell.project(rows, self.cell.project_code(z))
+        hidden, _ = self.cell.unroll(projected, self.initial_state(z))
+        return ops.matmul(hidden, self.output_kernel)
+
+
+def split_outputs(outputs):
+    """Raw outputs (..., 3 + 6 M) to pen logits (..., 3) and the mixture's raw parameters.
+
+    Returns:
+        pen, pi, mu_x, mu_y, log_sigma_x, log_sigma_y, rho: pi as logits, rho before its tanh,
+        all but pen (..., M).
+    """
+    pen = outputs[..., :3]
+    return (pen, *ops.split(outputs[..., 3:], 6, axis=-1))
+
+
+def stroke_losses(outputs, targets, count_padding: bool):
+    """The reconstruction loss of each sketch (sketch-rnn, arXiv 1704.03477).
+
+    Args:
+        outputs: raw decoder outputs (T, B, 3 + 6 M).
+        targets: stroke-5 rows (T, B, 5).
+        count_padding: whether the pen term counts behind the sketch's end too, as in training.
+
+    Returns:
+        (B,): summed over the steps.
+    """
+    pen, pi, mu_x, mu_y, log_sigma_x, log_sigma_y, rho = split_outputs(outputs)
+    zx = (targets[..., 0:1] - mu_x) * ops.exp(-log_sigma_x)
+    zy = (targets[..., 1:2] - mu_y) * ops.exp(-log_sigma_y)
+    # log(1 - tanh(x)^2) without cancellation.
+    log_residual = 2 * (math.log(2) - rho - ops.softplus(-2 * rho))
+    quadratic = ops.square(zx - ops.tanh(rho) * zy) * ops.exp(-log_residual) + ops.square(zy)
+    log_density = -0.5 * (quadratic + log_residual) - log_sigma_x - log_sigma_y
+    log_density = log_density - math.log(2 * math.pi)
+    log_likelihood = ops.logsumexp(ops.log_softmax(pi, axis=-1) + log_density, axis=-1)
+    drawn = 1.0 - targets[..., 4]
+    offset_term = -ops.logaddexp(log_likelihood, math.log(LIKELIHOOD_FLOOR)) * drawn
+    pen_term = -ops.sum(targets[..., 2:] * ops.log_softmax(pen, axis=-1), axis=-1)
+    if not count_padding:
+        pen_term = pen_term * drawn
+    return ops.sum(offset_term + pen_term, axis=0)
+
+
+class SPGra2Seq(keras.Model):
+    """The whole network.
+
+    Args:
+        hparams: the options; max_seq_len is not used here.
+
+    A training batch (see `dataset`) stores each distinct picture once: `pictures` uint8
+    (N, S, S) and `nodes` int32 (B, G), the picture of each node. `encode`, `adjacency` and
+    `losses` take one picture per node instead.
+    """
+
+    def __init__(self, hparams: HParams, **kwargs):
+        super().__init__(name="sp_gra2seq", **kwargs)
+        self.hparams = hparams
+        seed = keras.random.SeedGenerator(hparams.seed)
+        self.patch_encoder = PatchEncoder(seed=seed, name="encoder")
+        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, name="graph")
+        self.clusters = Clusters(hparams.num_mixture, name="clusters")
+        self.decoder = Decoder(hparams, seed=seed, name="decoder")
+        self.reconstruction_metric = keras.metrics.Mean(name="reconstruction")
+        self.clustering_metric = keras.metrics.Mean(name="clustering")
+        self.built = True
+
+    def embed(self, pictures, nodes):
+        """uint8 (N, S, S) and the picture of each node (B, G) to embeddings (B, G, 512)."""
+        return ops.take(self.patch_encoder(pictures), nodes, axis=0)
+
+    def embed_nodes(self, patches):
+        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
+        patches = ops.convert_to_tensor(patches)
+        embeddings = self.patch_encoder(ops.reshape(patches, (-1, *patches.shape[2:])))
+        return ops.reshape(embeddings, (-1, patches.shape[1], EMBEDDING))
+
+    def adjacency(self, patches, graph_masks):
+        """uint8 (B, G, S, S) and (B, P, P) to the row-normalised adjacency (B, G, G)."""
+        return synonymous_adjacency(
+            self.embed_nodes(patches)[:, 1:], ops.convert_to_tensor(graph_masks)
+        )
+
+    def encode(self, patches, graph_masks):
+        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var, both (B, Z)."""
+        return self.encode_embeddings(self.embed_nodes(patches), ops.convert_to_tensor(graph_masks))
+
+    def encode_embeddings(self, embeddings, graph_masks, training=False):
+        """(B, G, 512) and (B, P, P) to mu and log_var, both (B, Z)."""
+        adjacency = synonymous_adjacency(embeddings[:, 1:], graph_masks)
+        return self.graph_encoder(embeddings, adjacency, training=training)
+
+    def decode(self, z, rows):
+        """Teacher-forced raw outputs: (B, Z) and stroke-5 (B, T, 5) to (B, T, 3 + 6 M)."""
+        outputs = self.decoder(ops.convert_to_tensor(z), ops.swapaxes(rows, 0, 1))
+        return ops.swapaxes(outputs, 0, 1)
+
+    def losses_from_embeddings(
+        self, embeddings, graph_masks, strokes, z=None, eps=None, training=False
+    ):
+        """The two losses, updating the model's statistics and centroids if `training`.
+
+        Args:
+            embeddings: (B, G, 512).
+            graph_masks: (B, P, P).
+            strokes: stroke-5 (B, T + 1, 5), the first row being (0, 0, 1, 0, 0).
+            z: the codes (B, Z); drawn with `eps` if None.
+            eps: standard normal (B, Z).
+            training: batch statistics, dropout, and padding counted in the pen term.
+
+        Returns:
+            A dict of two scalars: reconstruction and clustering.
+        """
+        mu, log_var = self.encode_embeddings(embeddings, graph_masks, training=training)
+        if z is None:
+            z = mu + ops.exp(log_var / 2) * eps
+        rows = ops.swapaxes(strokes, 0, 1)
+        outputs = self.decoder(z, rows[:-1], training=training)
+        reconstruction = ops.mean(stroke_losses(outputs, rows[1:], count_padding=training))
+        clustering = self.clusters(
+            ops.reshape(embeddings[:, 1:], (-1, EMBEDDING)),
+            ops.reshape(node_masks(graph_masks), (-1,)),
+            training=training,
+        )
+        return {"reconstruction": reconstruction, "clustering": clustering}
+
+    def losses(self, patches, graph_masks, strokes, z=None, training=False):
+        """The two losses of a batch; no state changes.
+
+        Args:
+            patches: uint8 (B, G, S, S).
+            graph_masks: (B, P, P).
+            strokes: stroke-5 (B, T + 1, 5), the first row being (0, 0, 1, 0, 0).
+            z: the codes (B, Z); drawn at random if None.
+            training: batch statistics, dropout, and padding counted in the pen term.
+
+        Returns:
+            A dict of two scalars: reconstruction and clustering.
+        """
+        with keras.StatelessScope():
+            embeddings = self.embed_nodes(patches)
+            eps = keras.random.normal((embeddings.shape[0], self.hparams.z_size))
+            return self.losses_from_embeddings(
+                embeddings,
+                ops.convert_to_tensor(graph_masks),
+                ops.convert_to_tensor(strokes),
+                z=None if z is None else ops.convert_to_tensor(z),
+                eps=eps,
+                training=training,
+            )
+
+    def call(self, batch, training=False):
+        """Both losses of a batch of `dataset.batches`, a dict of scalars."""
+        return self.losses_from_embeddings(
+            self.embed(batch["pictures"], batch["nodes"]),
+            batch["graph_masks"],
+            batch["strokes"],
+            eps=batch["eps"],
+            training=training,
+        )
+
+    def start_clusters(self, batch):
+        """Sets the centroids to the first K patch embeddings of a batch, sketch by sketch."""
+        patches = batch["nodes"].shape[1] - 1
+        nodes = batch["nodes"][: -(-self.hparams.num_mixture // patches)]
+        shown, nodes = np.unique(nodes, return_inverse=True)
+        embeddings = self.embed(batch["pictures"][shown], nodes)[:, 1:]
+        flat = ops.reshape(embeddings, (-1, EMBEDDING))
+        self.clusters.centroids.assign(flat[: self.hparams.num_mixture])
+
+    def compute_loss(self, x, y=None, y_pred=None, sample_weight=None, training=True):
+        """Reconstruction + 0.25 clustering, and the two means that the progress bar shows.
+
+        In training they are the last batch's; in evaluation means over all sketches, and over
+        all counted patches.
+        """
+        if training:
+            self.reconstruction_metric.reset_state()
+            self.clustering_metric.reset_state()
+        masks = x["graph_masks"]
+        sketches = ops.cast(ops.shape(masks)[0], "float32")
+        self.reconstruction_metric.update_state(y_pred["reconstruction"], sketches)
+        self.clustering_metric.update_state(y_pred["clustering"], ops.sum(node_masks(masks)))
+        return y_pred["reconstruction"] + CLUSTERING_WEIGHT * y_pred["clustering"]
+
+
+class Adam(keras.optimizers.Adam):
+    """Adam whose learning rate decays with a step counter of its own.
+
+    `schedule_step` counts the updates from 0 but may be set back (with the weights, to the best
+    checkpoint), while Adam's moments and bias correction go on.
+
+    Args:
+        hparams: learning_rate, min_learning_rate, decay_rate and grad_clip are read.
+    """
+
+    def __init__(self, hparams: HParams):
+        super().__init__(
+            name="adam",
+            learning_rate=hparams.learning_rate,
+            epsilon=1e-8,
+            clipnorm=hparams.grad_clip,
+        )
+        self.hparams = hparams
+
+    def build(self, variables):
+        super().build(variables)
+        self.schedule_step = self.add_variable((), name="schedule_step", dtype="int64")
+
+    def _get_current_learning_rate(self):
+        low, high = self.hparams.min_learning_rate, self.hparams.learning_rate
+        step = ops.cast(self.schedule_step, "float32")
+        # exp(step log r) keeps the rate's digits that a float32 r to the step would lose.
+        return (high - low) * ops.exp(step * math.log(self.hparams.decay_rate)) + low
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        self.schedule_step.assign_add(1)

@@ -1,0 +1,422 @@
+"""Trains SP-gra2seq on QuickDraw sketches.
+
+python train.py --data_dir=DIR --log_root=DIR --hparams="categories=[bee,bus]"
+"""
+
+import math
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cli
+
+import keras
+from absl import flags
+
+import checkpoints
+import dataset
+from checkpoints import RunState
+from hparams import (
+    CONFIG_NAME,
+    HParams,
+    UserError,
+    describe_options,
+    parse_hparams,
+    read_config,
+    write_config,
+)
+from model import Adam, SPGra2Seq
+
+METRICS_NAME = "metrics.csv"
+METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
+TENSORBOARD_NAME = "tensorboard"
+PATIENCE = 5  # validations in a row without improvement
+
+
+def train(
+    data_dir: str | Path,
+    log_root: str | Path,
+    options: str = "",
+    *,
+    resume: bool = False,
+    save_minutes: float = 10.0,
+    workers: int | None = None,
+) -> RunState:
+    """Trains a model, from the start or from where a run was interrupted.
+
+    Args:
+        data_dir: holds `<category>.npz`, QuickDraw files.
+        log_root: the model directory: model_config.json, best.npz, latest.npz, metrics.csv and
+            the TensorBoard logs land here.
+        options: as on the command line, "categories=[bee,bus],batch_size=64"; in resuming those
+            not given are the run's own.
+        resume: go on from the latest checkpoint, if there is one.
+        save_minutes: longest time between two writings of the training state.
+        workers: threads that prepare batches; None: as many as there are cores.
+
+    Returns:
+        The run's state at its end.
+
+    Raises:
+        UserError: wrong options or data; a directory that holds another run; a damaged
+            checkpoint; a loss that is not finite.
+    """
+    log_root = Path(log_root)
+    saved = _saved_config(log_root, resume)
+    hparams = parse_hparams(options, saved.hparams if saved else None)
+    make_deterministic(hparams.seed)
+    data = dataset.load_dataset(data_dir, hparams)
+    hparams = hparams.replace(max_seq_len=data.max_seq_len)
+    if saved:
+        checkpoints.check_same_run(hparams, saved.hparams, log_root)
+        if saved.scale_factor != data.scale_factor:
+            raise UserError(
+                f"{log_root}: can't resume with other data: the run's sketches have the scale "
+                f"factor {saved.scale_factor}, those in {data_dir} {data.scale_factor}"
+            )
+    training = data.splits["train"]
+    per_pass = len(training) // hparams.batch_size
+    if not per_pass:
+        raise UserError(
+            f"{data_dir}: {len(training)} training sketches are less than one batch of "
+            f"{hparams.batch_size}; use more sketches or a smaller batch_size"
+        )
+
+    model = SPGra2Seq(hparams)
+    optimizer = Adam(hparams)
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=optimizer)
+    _say_plan(data, hparams, model)
+    if saved and (log_root / checkpoints.LATEST).exists():
+        state = checkpoints.restore_latest(log_root, model, optimizer)
+        if state.finished:
+            print(f"This run has ended: {state.finished}.")
+            return state
+        print(f"Resuming at update {state.updates}.")
+    else:
+        state = RunState()
+        log_root.mkdir(parents=True, exist_ok=True)
+        write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
+        first = next(dataset.training_batches(training, hparams, data.max_seq_len, workers=1))
+        model.start_clusters(first)
+
+    with Interruption() as interruption, MetricsLog(log_root, state) as log:
+        run = Run(state, hparams, data, log_root, log, interruption, save_minutes, workers)
+        while not state.finished and not interruption.requested:
+            to_do = hparams.num_steps - state.updates + state.batch
+            batches = dataset.training_batches(
+                training,
+                hparams,
+                data.max_seq_len,
+                first_pass=state.passes,
+                first_batch=state.batch,
+                workers=workers,
+            )
+            model.fit(
+                ((batch,) for batch in batches),
+                initial_epoch=state.passes,
+                # A pass taken up in the middle has fewer steps, so it gets a call of its own.
+                epochs=state.passes + (1 if state.batch else math.ceil(to_do / per_pass)),
+                steps_per_epoch=per_pass - state.batch,
+                shuffle=False,
+                callbacks=[run],
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
+    if interruption.requested:
+        print(f"Interrupted at update {state.updates}; go on with --resume_training=True.")
+    else:
+        print(f"Training has ended: {state.finished}. The model is in {log_root}.")
+    return state
+
+
+def evaluate(
+    model: SPGra2Seq,
+    split: dataset.Split,
+    hparams: HParams,
+    name: str,
+    workers: int | None = None,
+) -> dict[str, float]:
+    """Both losses on a whole split, nothing masked, z drawn from (seed, split, sketch).
+
+    Args:
+        model: a compiled model.
+        split: the sketches.
+        hparams: the options.
+        name: the split's name, valid or test.
+        workers: threads that prepare batches; None: as many as there are cores.
+
+    Returns:
+        reconstruction, the mean over sketches, and clustering, over counted patches.
+    """
+    model.reset_metrics()
+    losses = {}
+    for batch in dataset.evaluation_batches(split, hparams, stream=name, workers=workers):
+        losses = model.test_on_batch(batch, return_dict=True)
+    model.reset_metrics()
+    return {key: float(losses[key]) for key in ("reconstruction", "clustering")}
+
+
+def make_deterministic(seed: int) -> None:
+    """Makes runs on a CPU repeatable to the last bit."""
+    keras.utils.set_random_seed(seed)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
+
+
+class Run(keras.callbacks.Callback):
+    """Counts, logs, validates, rolls back and saves, as `fit` goes on.
+
+    Args:
+        state: where the run is; kept up to date.
+        hparams: the options.
+        data: all splits.
+        log_root: the model directory.
+        log: takes the losses.
+        interruption: asked after each update.
+        save_minutes: longest time between two writings of the training state.
+        workers: threads that prepare validation batches.
+    """
+
+    def __init__(self, state, hparams, data, log_root, log, interruption, save_minutes, workers):
+        super().__init__()
+        self.state, self.hparams, self.data, self.log_root = state, hparams, data, log_root
+        self.log, self.interruption, self.workers = log, interruption, workers
+        self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
+        self.per_pass = len(data.splits["train"]) // hparams.batch_size
+
+    def on_train_batch_end(self, batch, logs=None):
+        state, hparams = self.state, self.hparams
+        for name in ("reconstruction", "clustering"):
+            if not math.isfinite(logs[name]):
+                raise UserError(
+                    f"the {name} loss is {logs[name]} at update {state.updates + 1}; the last "
+                    f"checkpoint in {self.log_root} is intact; try a smaller learning_rate"
+                )
+        low, high = hparams.min_learning_rate, hparams.learning_rate
+        logs["learning_rate"] = (high - low) * hparams.decay_rate**state.step + low
+        state.updates += 1
+        state.step += 1
+        state.batch += 1
+        self.log.write("train", logs, logs["learning_rate"])
+        if state.batch == self.per_pass or state.updates == hparams.num_steps:
+            self.model.stop_training = state.updates == hparams.num_steps
+        elif self.interruption.requested:
+            self.save()
+            self.model.stop_training = True
+        elif time.monotonic() - self.saved_at > self.save_seconds:
+            self.save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        state, hparams = self.state, self.hparams
+        pass_done = state.batch == self.per_pass
+        all_done = state.updates == hparams.num_steps
+        if not (pass_done or all_done):
+            return
+        if pass_done:
+            state.passes += 1
+            state.epoch += 1
+            state.batch = 0
+        if all_done or state.epoch % hparams.save_every == 0:
+            self.validate()
+        if all_done:
+            state.finished = f"all {hparams.num_steps} updates are made"
+        elif state.failures == PATIENCE:
+            state.finished = f"{PATIENCE} validations in a row without improvement"
+        self.save()
+        if state.finished or self.interruption.requested:
+            self.model.stop_training = True
+
+    def validate(self) -> None:
+        """Saves and tests an improvement; goes back to the best checkpoint otherwise."""
+        state = self.state
+        valid = evaluate(self.model, self.data.splits["valid"], self.hparams, "valid", self.workers)
+        self.log.write("valid", valid)
+        said = (
+            f"Validation at update {state.updates} (epoch {state.epoch}): "
+            f"reconstruction {valid['reconstruction']:.4f}, clustering {valid['clustering']:.4f}"
+        )
+        if valid["reconstruction"] < state.best_loss:
+            state.best_loss, state.failures = valid["reconstruction"], 0
+            checkpoints.save_best(self.log_root, self.model, state)
+            test = evaluate(
+                self.model, self.data.splits["test"], self.hparams, "test", self.workers
+            )
+            self.log.write("test", test)
+            print(
+                f"{said}; the best so far, saved. Test: "
+                f"reconstruction {test['reconstruction']:.4f}, clustering {test['clustering']:.4f}"
+            )
+        elif math.isinf(state.best_loss):
+            raise UserError(
+                f"the validation loss is {valid['reconstruction']} at update {state.updates}; "
+                "try a smaller learning_rate"
+            )
+        else:
+            state.failures += 1
+            checkpoints.roll_back(self.log_root, self.model, self.model.optimizer, state)
+            print(
+                f"{said}; no improvement on {state.best_loss:.4f} ({state.failures} of "
+                f"{PATIENCE} in a row), back to epoch {state.epoch}"
+            )
+
+    def save(self) -> None:
+        """Writes the whole training state."""
+        checkpoints.save_latest(self.log_root, self.model, self.model.optimizer, self.state)
+        self.saved_at = time.monotonic()
+
+
+class MetricsLog:
+    """metrics.csv and the TensorBoard logs: a row for each update and each evaluation.
+
+    Args:
+        log_root: the model directory.
+        state: rows are stamped with its update and epoch. Rows that are there already from
+            behind its update, made after the checkpoint that a run goes on from, are dropped.
+    """
+
+    def __init__(self, log_root: Path, state: RunState):
+        self.state = state
+        self.path = log_root / METRICS_NAME
+        kept = [METRICS_COLUMNS]
+        if self.path.exists():
+            for line in self.path.read_text().splitlines()[1:]:
+                update = line.partition(",")[0]
+                if update.isdigit() and int(update) <= state.updates:
+                    kept.append(line)
+        self.path.write_text("\n".join(kept) + "\n")
+        self.summary = self.writer = None
+        if keras.backend.backend() == "tensorflow":
+            from tensorflow import summary
+
+            self.summary = summary
+            self.writer = summary.create_file_writer(str(log_root / TENSORBOARD_NAME))
+
+    def __enter__(self):
+        self.file = open(self.path, "a", buffering=1)
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        if self.writer:
+            self.writer.close()
+
+    def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
+        """Logs both losses of an update or of a split."""
+        reconstruction, clustering = losses["reconstruction"], losses["clustering"]
+        rate = "" if learning_rate is None else learning_rate
+        self.file.write(
+            f"{self.state.updates},{self.state.epoch},{split},{reconstruction},{clustering},{rate}\n"
+        )
+        if self.writer:
+            with self.writer.as_default(step=self.state.updates):
+                self.summary.scalar(f"{split}/reconstruction", reconstruction)
+                self.summary.scalar(f"{split}/clustering", clustering)
+                if learning_rate is not None:
+                    self.summary.scalar("learning_rate", learning_rate)
+
+
+class Interruption:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the present update."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        # Only a main thread may handle signals; elsewhere the caller's handling stays.
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number, frame):
+        self.requested = True
+        print("\nStopping after this update; once more stops at once, without saving.", flush=True)
+        signal.signal(number, signal.default_int_handler)
+
+
+def _saved_config(log_root: Path, resume: bool):
+    """The configuration of the run in a directory, or None where there is none to go on with."""
+    config, latest = log_root / CONFIG_NAME, log_root / checkpoints.LATEST
+    if not resume:
+        for path in (config, latest, log_root / checkpoints.BEST):
+            if path.exists():
+                raise UserError(
+                    f"{log_root} already holds a run ({path.name}); go on with it with "
+                    "--resume_training=True or choose another --log_root"
+                )
+        return None
+    if not config.exists():
+        if latest.exists():
+            raise UserError(f"{config}: not found, but {latest.name} is there; can't resume")
+        print(f"{log_root} holds no run yet: starting from the beginning.")
+        return None
+    if not latest.exists():
+        print(f"{log_root} holds no checkpoint yet: starting from the beginning.")
+    return read_config(config)
+
+
+def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq) -> None:
+    """Prints what a run is about to do."""
+    for remark in data.remarks:
+        print(f"Note: {remark}.")
+    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    print(f"Categories: {', '.join(hparams.categories)}")
+    print(f"Sketches:   {counts}; at most {data.max_seq_len} rows each")
+    print(
+        f"Updates:    up to {hparams.num_steps}, {len(data.splits['train']) // hparams.batch_size} "
+        f"an epoch in batches of {hparams.batch_size}"
+    )
+    print(f"Parameters: {model.count_params():,} ({hparams.dec_model} decoder)")
+    print(f"Device:     {_device()}", flush=True)
+
+
+def _device() -> str:
+    backend = keras.backend.backend()
+    devices = keras.distribution.list_devices()
+    return f"{', '.join(devices)} ({backend} backend)"
+
+
+def main() -> None:
+    """Trains as the flags say."""
+    values = flags.FLAGS
+    train(
+        values.data_dir,
+        values.log_root,
+        values.hparams,
+        resume=values.resume_training,
+        save_minutes=values.save_minutes,
+        workers=values.workers or None,
+    )
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_string("data_dir", None, "Directory that holds <category>.npz, QuickDraw files.")
+    flags.DEFINE_string("log_root", None, "Directory for the model, its checkpoints and its logs.")
+    flags.DEFINE_bool("resume_training", False, "Go on with the run in log_root.")
+    flags.DEFINE_string(
+        "hparams", "", "Options, as in 'categories=[bee,bus],batch_size=64':\n" + describe_options()
+    )
+    flags.DEFINE_float(
+        "save_minutes", 10.0, "Longest time between two writings of the training state.", 0.0
+    )
+    flags.DEFINE_integer(
+        "workers", 0, "Threads that prepare batches; 0 means one for each core.", 0
+    )
+    flags.mark_flags_as_required(["data_dir", "log_root"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
