@@ -161,34 +161,73 @@ def read_sketch_file(path: str | Path, splits: tuple[str, ...] = SPLITS) -> dict
         raise
     except UnsafePickle as error:
         raise UserError(
-            f"{path}: refused, its pickle asks for {error}, not only for arrays"
+            f"{path}: refused, its pickle asks for {error}, not only for arrays of numbers"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
     except Exception as error:  # a broken pickle can fail in any way
-        raise UserError(f"{path}: not a readable .npz file of sketches ({error})") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable .npz file of sketches ({reason})") from error
 
 
 class UnsafePickle(Exception):
-    """A pickle names something that no array needs; the text is its name."""
+    """A pickle names something that no array of numbers needs; the text says what."""
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Admits what pickled NumPy arrays of numbers are made of, and nothing else."""
+    """Admits what pickled NumPy arrays of numbers are made of, and nothing else.
+
+    Arrays come as `_PickledArray`. NumPy's own classes stay out of reach: given a forged state,
+    they take a file's bytes for the addresses of objects.
+    """
 
     def find_class(self, module, name):
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np._core.multiarray._reconstruct
+            return _reconstruct
         if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+            return _PickledArray if name == "ndarray" else _PickledType
         if module == "_codecs" and name == "encode":
             return _encode_latin1
-        raise UnsafePickle(f"{module}.{name}")
+        raise UnsafePickle(repr(f"{module}.{name}"))
 
 
-def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
+class _PickledType:
+    """A pickled dtype: a kind of number or object, and of its state the byte order alone."""
+
+    def __init__(self, code: str, *_):
+        self.dtype = np.dtype(code) if isinstance(code, str) else None
+        if self.dtype is None or self.dtype.kind not in "biufO":
+            raise UnsafePickle(f"the type {code!r}")
+
+    def __setstate__(self, state: tuple):
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """A pickled array; `array` is there once its state is."""
+
+    def __setstate__(self, state: tuple):
+        _, shape, kind, fortran_order, values = state
+        if kind.dtype.hasobject:
+            entries = np.empty(len(values), object)
+            for i, value in enumerate(values):
+                entries[i] = value.array if isinstance(value, _PickledArray) else value
+            self.array = entries.reshape(shape)
+        else:
+            if isinstance(values, str):  # written by Python 2
+                values = values.encode("latin1")
+            numbers = np.frombuffer(values, kind.dtype)
+            self.array = numbers.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _reconstruct(*_) -> _PickledArray:
+    return _PickledArray()
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise UnsafePickle(f"the encoding {encoding}")
+        raise UnsafePickle(f"the encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -198,13 +237,14 @@ def _read_array(file: BinaryIO) -> list:
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
-    shape, _, dtype = read_header(file)
+    shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject:
-        entries = ArrayUnpickler(file, encoding="latin1").load()  # written by Python 2
+        loaded = ArrayUnpickler(file, encoding="latin1").load()  # written by Python 2
+        entries = loaded.array if isinstance(loaded, _PickledArray) else None
     else:
         values = np.frombuffer(file.read(), dtype)
-        entries = values.reshape(shape)
-    if not isinstance(entries, np.ndarray) or entries.ndim == 0:
+        entries = values.reshape(shape, order="F" if fortran_order else "C")
+    if entries is None or entries.ndim == 0:
         raise ValueError("an entry is no array of sketches")
     return list(entries)
 
@@ -315,7 +355,7 @@ def training_batches(
         steps: T.
         first_pass: passes already made.
         first_batch: batches already made of that pass.
-        workers: threads that prepare batches; None: as many as there are cores.
+        workers: threads that prepare batches; None: half as many as there are cores.
     """
     size = hparams.batch_size
 
@@ -418,7 +458,7 @@ def _prefetch(prepare, plans, workers: int | None):
 
     OpenCV and large NumPy copies release the interpreter's lock, so threads run in parallel.
     """
-    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    workers = workers or max(1, min((os.cpu_count() or 1) // 2, MOST_WORKERS))
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
         try:

@@ -54,7 +54,7 @@ def train(
             not given are the run's own.
         resume: go on from the latest checkpoint, if there is one.
         save_minutes: longest time between two writings of the training state.
-        workers: threads that prepare batches; None: as many as there are cores.
+        workers: threads that prepare batches; None: half as many as there are cores.
 
     Returns:
         The run's state at its end.
@@ -145,7 +145,7 @@ def evaluate(
         split: the sketches.
         hparams: the options.
         name: the split's name, valid or test.
-        workers: threads that prepare batches; None: as many as there are cores.
+        workers: threads that prepare batches; None: half as many as there are cores.
 
     Returns:
         reconstruction, the mean over sketches, and clustering, over counted patches.
@@ -412,7 +412,7 @@ def define_flags() -> None:
         "save_minutes", 10.0, "Longest time between two writings of the training state.", 0.0
     )
     flags.DEFINE_integer(
-        "workers", 0, "Threads that prepare batches; 0 means one for each core.", 0
+        "workers", 0, "Threads that prepare batches; 0 means half as many as cores.", 0
     )
     flags.mark_flags_as_required(["data_dir", "log_root"])
 

@@ -129,7 +129,8 @@ def choose_erased(n_patches: int, mask_prob: float, seeds: np.ndarray | None) ->
     if seeds is None or len(seeds) < n_patches:
         given = 0 if seeds is None else len(seeds)
         raise ValueError(f"masking {n_patches} patches takes {n_patches} seeds, {given} given")
-    return np.asarray(seeds[:n_patches]) < mask_prob
+    # A float32 seed must not round the probability to float32.
+    return np.asarray(seeds[:n_patches], np.float64) < mask_prob
 
 
 def cut_nodes(
@@ -179,6 +180,8 @@ def cut_nodes(
         else:
             pictures.append(BLANK)
     cv2.resize(canvas, (size, size), dst=slots[0])
+    if cv2.countNonZero(slots[0]) == 0:  # everything is erased
+        pictures[0] = BLANK
     return pictures, masked
 
 
