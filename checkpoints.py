@@ -5,10 +5,9 @@
 so at any moment there is an old one or a new one, whole.
 """
 
+import contextlib
 import json
 import os
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,8 +60,19 @@ def load_model(model_dir: str | Path) -> SPGra2Seq:
 
 
 def save_best(model_dir: str | Path, model: SPGra2Seq, state: RunState) -> None:
-    """Writes the weights, and the counters that a roll-back sets back."""
-    write_arrays(Path(model_dir) / BEST, _values(model.weights), asdict(state))
+    """Writes the weights, and the counters that a roll-back sets back.
+
+    Raises:
+        UserError: it can't be written, or a value is not finite; an older file stays.
+    """
+    path = Path(model_dir) / BEST
+    write_arrays(path, _values(model.weights, path), asdict(state))
+
+
+def check_best(model_dir: str | Path, model: SPGra2Seq) -> None:
+    """Raises UserError where the best checkpoint could not be gone back to."""
+    arrays, _ = read_arrays(Path(model_dir) / BEST)
+    _check(model.weights, arrays, Path(model_dir) / BEST)
 
 
 def roll_back(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: RunState) -> None:
@@ -77,11 +87,16 @@ def roll_back(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: R
 
 
 def save_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: RunState) -> None:
-    """Writes the whole training state."""
+    """Writes the whole training state.
+
+    Raises:
+        UserError: it can't be written, or a value is not finite; an older file stays.
+    """
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
     variables = [*model.weights, *optimizer.variables]
-    write_arrays(Path(model_dir) / LATEST, _values(variables), asdict(state))
+    path = Path(model_dir) / LATEST
+    write_arrays(path, _values(variables, path), asdict(state))
 
 
 def restore_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam) -> RunState:
@@ -124,10 +139,13 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: can't be written ({error.strerror or error}); an earlier one is intact"
+            f"{path}: can't be written ({error.strerror or error}); an earlier one, if any, is "
+            "intact"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -142,26 +160,42 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         return arrays, json.loads(str(arrays.pop(META)))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; is this the directory of a model?") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged, it can't be read ({error})") from error
+    except Exception as error:  # a damaged archive can fail in any way
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged, it can't be read ({reason})") from error
 
 
-def _values(variables: list[keras.Variable]) -> dict[str, np.ndarray]:
+def _values(variables: list[keras.Variable], path: Path) -> dict[str, np.ndarray]:
     values = {v.path: keras.ops.convert_to_numpy(v) for v in variables}
     assert len(values) == len(variables), "two variables have the same name"
+    for name, value in values.items():
+        # A gradient can fail where its loss does not: without this a checkpoint may be lost to it.
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{path}: not written, {name} is no longer finite; an earlier one, if any, is "
+                "intact; try a smaller learning_rate"
+            )
     return values
 
 
-def _assign(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Assigns all values or, where one is missing, left over or of another shape, none."""
-    expected = {v.path: tuple(v.shape) for v in variables}
-    for name, shape in expected.items():
+def _check(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Raises UserError unless there is one value for each variable, of its shape and kind."""
+    expected = {v.path: v for v in variables}
+    for name, v in expected.items():
         if name not in arrays:
             raise UserError(f"{path}: has no value for the variable {name}")
-        if arrays[name].shape != shape:
-            raise UserError(f"{path}: {name} has the shape {arrays[name].shape}, not {shape}")
+        array, shape = arrays[name], tuple(v.shape)
+        if array.shape != shape:
+            raise UserError(f"{path}: {name} has the shape {array.shape}, not {shape}")
+        if array.dtype.kind != keras.ops.convert_to_numpy(v).dtype.kind:
+            raise UserError(f"{path}: {name} has the type {array.dtype}, not {v.dtype}")
     for name in arrays:
         if name not in expected:
             raise UserError(f"{path}: the variable {name} does not belong to this model")
+
+
+def _assign(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Assigns all values or, where they don't fit, none."""
+    _check(variables, arrays, path)
     for v in variables:
         v.assign(arrays[v.path])

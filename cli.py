@@ -6,10 +6,12 @@ GPUs and instruction sets to the terminal, below the level that its own settings
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
-from absl import app
+from absl import app, flags
 
 from hparams import UserError
 
@@ -27,10 +29,23 @@ def _native_stderr_hidden():
         os.close(nowhere)
 
 
+@contextlib.contextmanager
+def _plain_interrupt():
+    """Lets Ctrl-C end the process as it would any program, not with a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # may not handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow's caching allocator: large tensors would else be mapped and zeroed anew at each step.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-with _native_stderr_hidden():
+with _plain_interrupt(), _native_stderr_hidden():
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -42,21 +57,29 @@ with _native_stderr_hidden():
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls `main`; the process ends with its outcome.
 
-    A `UserError` or an error of the operating system (a full disk, no permission) becomes one
-    line on standard error and exit status 1; Ctrl-C exits with 130.
+    A wrong flag, a `UserError` or an error of the operating system (a full disk, no permission)
+    becomes one line on standard error and exit status 1; Ctrl-C exits with 130.
     """
+    script = os.path.basename(sys.argv[0])
+
+    def parse(argv):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit(f"{script}: {error}")
 
     def guarded(argv):
-        script = os.path.basename(argv[0])
         try:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is no option; options are written --name=value")
             main()
-        except (UserError, OSError) as error:
-            print(f"{script}: {error}", file=sys.stderr)
-            sys.exit(1)
+        except UserError as error:
+            sys.exit(f"{script}: {error}")
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            sys.exit(f"{script}: {where}{error.strerror or error}")
         except KeyboardInterrupt:
             print(f"{script}: interrupted", file=sys.stderr)
             sys.exit(130)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)

@@ -184,13 +184,17 @@ class GraphEncoder(keras.layers.Layer):
 
     def call(self, embeddings, adjacency, training=False):
         """(B, G, 512) and (B, G, G) to mu and log_var, both (B, Z)."""
+        features = self.read_out(embeddings, adjacency, training=training)
+        return ops.matmul(features, self.mu_kernel), ops.matmul(features, self.log_var_kernel)
+
+    def read_out(self, embeddings, adjacency, training=False):
+        """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
         h = self.node_norm(ops.relu(embeddings), training=training)
         g0 = ops.matmul(adjacency, h)
         g1 = ops.relu(ops.matmul(g0, self.kernel_1))
         g2 = ops.relu(ops.matmul(g1, self.kernel_2))
         pooled = ops.sum(g0 + g2, axis=1)
-        features = ops.tanh(self.graph_norm(pooled, training=training))
-        return ops.matmul(features, self.mu_kernel), ops.matmul(features, self.log_var_kernel)
+        return ops.tanh(self.graph_norm(pooled, training=training))
 
 
 class Clusters(keras.layers.Layer):
@@ -265,6 +269,13 @@ class Decoder(keras.layers.Layer):
             ),
             name="fc",
         )
+        keep = {
+            place: getattr(hparams, f"{place}_dropout_prob")
+            for place in ("input", "recurrent", "output")
+            if getattr(hparams, f"use_{place}_dropout")
+        }
+        self.keep = {place: probability for place, probability in keep.items() if probability < 1}
+        self.dropout_seeds = keras.random.SeedGenerator(hparams.seed) if self.keep else None
         self.built = True
 
     def initial_state(self, z):
@@ -273,11 +284,41 @@ class Decoder(keras.layers.Layer):
         ends = [sum(self.cell.state_sizes[: i + 1]) for i in range(len(self.cell.state_sizes) - 1)]
         return tuple(ops.split(flat, ends, axis=-1))
 
-    def call(self, z, rows, training=False):
-        """Teacher-forced raw outputs, time-major: (B, Z) and (T, B, 5) to (T, B, 3 + 6 M)."""
+    def call(self, z, rows, training=False, dropout_seed=None):
+        """Teacher-forced raw outputs, time-major.
+
+        Args:
+            z: the codes (B, Z).
+            rows: stroke-5 (T, B, 5).
+            training: whether to drop what the options say, anew at every step.
+            dropout_seed: int32 (B,) >= 0, of which the first decides what is dropped; without it
+                the random stream goes on.
+
+        Returns:
+            (T, B, 3 + 6 M).
+        """
+        state = self.initial_state(z)
+        keep = self.keep if training else {}
+        if keep and dropout_seed is not None:
+            start = ops.stack([dropout_seed[0], ops.zeros_like(dropout_seed[0])])
+            self.dropout_seeds.state.assign(ops.cast(start, self.dropout_seeds.state.dtype))
+        if "input" in keep:
+            codes = ops.zeros_like(rows[:, :, :1]) + z
+            inputs = self._drop(ops.concatenate([rows, codes], axis=-1), keep["input"])
+            rows, z = inputs[:, :, : rnn.ROW_WIDTH], inputs[:, :, rnn.ROW_WIDTH :]
         projected = self.cell.project(rows, self.cell.project_code(z))
-        hidden, _ = self.cell.unroll(projected, self.initial_state(z))
+        masks = None
+        if "recurrent" in keep:
+            units = self.output_kernel.shape[0]
+            ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.compute_dtype)
+            masks = self._drop(ones, keep["recurrent"])
+        hidden, _ = self.cell.unroll(projected, state, masks)
+        if "output" in keep:
+            hidden = self._drop(hidden, keep["output"])
         return ops.matmul(hidden, self.output_kernel)
+
+    def _drop(self, x, keep):
+        return keras.random.dropout(x, 1 - keep, seed=self.dropout_seeds)
 
 
 def split_outputs(outputs):
@@ -373,7 +414,14 @@ class SPGra2Seq(keras.Model):
         return ops.swapaxes(outputs, 0, 1)
 
     def losses_from_embeddings(
-        self, embeddings, graph_masks, strokes, z=None, eps=None, training=False
+        self,
+        embeddings,
+        graph_masks,
+        strokes,
+        z=None,
+        eps=None,
+        training=False,
+        dropout_seed=None,
     ):
         """The two losses, updating the model's statistics and centroids if `training`.
 
@@ -384,6 +432,7 @@ class SPGra2Seq(keras.Model):
             z: the codes (B, Z); drawn with `eps` if None.
             eps: standard normal (B, Z).
             training: batch statistics, dropout, and padding counted in the pen term.
+            dropout_seed: see `Decoder.call`.
 
         Returns:
             A dict of two scalars: reconstruction and clustering.
@@ -392,7 +441,7 @@ class SPGra2Seq(keras.Model):
         if z is None:
             z = mu + ops.exp(log_var / 2) * eps
         rows = ops.swapaxes(strokes, 0, 1)
-        outputs = self.decoder(z, rows[:-1], training=training)
+        outputs = self.decoder(z, rows[:-1], training=training, dropout_seed=dropout_seed)
         reconstruction = ops.mean(stroke_losses(outputs, rows[1:], count_padding=training))
         clustering = self.clusters(
             ops.reshape(embeddings[:, 1:], (-1, EMBEDDING)),
@@ -434,6 +483,7 @@ class SPGra2Seq(keras.Model):
             batch["strokes"],
             eps=batch["eps"],
             training=training,
+            dropout_seed=batch.get("dropout_seed"),
         )
 
     def start_clusters(self, batch):

@@ -3,7 +3,9 @@
 python train.py --data_dir=DIR --log_root=DIR --hparams="categories=[bee,bus]"
 """
 
+import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,7 +29,7 @@ from hparams import (
     read_config,
     write_config,
 )
-from model import Adam, SPGra2Seq
+from model import Adam, SPGra2Seq, node_masks
 
 METRICS_NAME = "metrics.csv"
 METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
@@ -57,7 +59,7 @@ def train(
         workers: threads that prepare batches; None: half as many as there are cores.
 
     Returns:
-        The run's state at its end.
+        The run's state at its end; `finished` is empty where Ctrl-C or SIGTERM ended it.
 
     Raises:
         UserError: wrong options or data; a directory that holds another run; a damaged
@@ -70,8 +72,12 @@ def train(
     data = dataset.load_dataset(data_dir, hparams)
     hparams = hparams.replace(max_seq_len=data.max_seq_len)
     if saved:
-        checkpoints.check_same_run(hparams, saved.hparams, log_root)
-        if saved.scale_factor != data.scale_factor:
+        # An imported model may not know its longest sketch and its scale factor yet.
+        known = saved.hparams
+        if known.max_seq_len == -1:
+            known = known.replace(max_seq_len=data.max_seq_len)
+        checkpoints.check_same_run(hparams, known, log_root)
+        if saved.scale_factor not in (None, data.scale_factor):
             raise UserError(
                 f"{log_root}: can't resume with other data: the run's sketches have the scale "
                 f"factor {saved.scale_factor}, those in {data_dir} {data.scale_factor}"
@@ -91,10 +97,13 @@ def train(
     _say_plan(data, hparams, model)
     if saved and (log_root / checkpoints.LATEST).exists():
         state = checkpoints.restore_latest(log_root, model, optimizer)
+        if math.isfinite(state.best_loss):
+            checkpoints.check_best(log_root, model)
         if state.finished:
             print(f"This run has ended: {state.finished}.")
             return state
         print(f"Resuming at update {state.updates}.")
+        write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
     else:
         state = RunState()
         log_root.mkdir(parents=True, exist_ok=True)
@@ -124,10 +133,10 @@ def train(
                 callbacks=[run],
                 verbose=1 if sys.stdout.isatty() else 2,
             )
-    if interruption.requested:
-        print(f"Interrupted at update {state.updates}; go on with --resume_training=True.")
-    else:
+    if state.finished:
         print(f"Training has ended: {state.finished}. The model is in {log_root}.")
+    else:
+        print(f"Interrupted at update {state.updates}; go on with --resume_training=True.")
     return state
 
 
@@ -150,12 +159,16 @@ def evaluate(
     Returns:
         reconstruction, the mean over sketches, and clustering, over counted patches.
     """
-    model.reset_metrics()
-    losses = {}
+    sums = {"reconstruction": 0.0, "clustering": 0.0}
+    counts = dict(sums)
     for batch in dataset.evaluation_batches(split, hparams, stream=name, workers=workers):
+        # Keras starts its means anew with each batch.
         losses = model.test_on_batch(batch, return_dict=True)
-    model.reset_metrics()
-    return {key: float(losses[key]) for key in ("reconstruction", "clustering")}
+        patches = float(node_masks(batch["graph_masks"]).sum())
+        for loss, count in {"reconstruction": len(batch["nodes"]), "clustering": patches}.items():
+            sums[loss] += count * float(losses[loss])
+            counts[loss] += count
+    return {loss: sums[loss] / max(counts[loss], 1) for loss in sums}
 
 
 def make_deterministic(seed: int) -> None:
@@ -188,21 +201,18 @@ class Run(keras.callbacks.Callback):
         self.log, self.interruption, self.workers = log, interruption, workers
         self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
         self.per_pass = len(data.splits["train"]) // hparams.batch_size
+        self.learning_rate, self.said = None, ""
 
     def on_train_batch_end(self, batch, logs=None):
         state, hparams = self.state, self.hparams
-        for name in ("reconstruction", "clustering"):
-            if not math.isfinite(logs[name]):
-                raise UserError(
-                    f"the {name} loss is {logs[name]} at update {state.updates + 1}; the last "
-                    f"checkpoint in {self.log_root} is intact; try a smaller learning_rate"
-                )
+        self.require_finite(logs, "training", state.updates + 1)
         low, high = hparams.min_learning_rate, hparams.learning_rate
-        logs["learning_rate"] = (high - low) * hparams.decay_rate**state.step + low
+        self.learning_rate = (high - low) * hparams.decay_rate**state.step + low
+        logs["learning_rate"] = self.learning_rate
         state.updates += 1
         state.step += 1
         state.batch += 1
-        self.log.write("train", logs, logs["learning_rate"])
+        self.log.write("train", logs, self.learning_rate)
         if state.batch == self.per_pass or state.updates == hparams.num_steps:
             self.model.stop_training = state.updates == hparams.num_steps
         elif self.interruption.requested:
@@ -213,6 +223,7 @@ class Run(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         state, hparams = self.state, self.hparams
+        logs["learning_rate"] = self.learning_rate
         pass_done = state.batch == self.per_pass
         all_done = state.updates == hparams.num_steps
         if not (pass_done or all_done):
@@ -231,10 +242,32 @@ class Run(keras.callbacks.Callback):
         if state.finished or self.interruption.requested:
             self.model.stop_training = True
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.say()
+
+    def on_train_end(self, logs=None):
+        self.say()
+
+    def say(self) -> None:
+        """Prints what came out of a validation; in `on_epoch_end` the progress bar is unfinished."""
+        if self.said:
+            print(self.said, flush=True)
+        self.said = ""
+
+    def require_finite(self, losses: dict[str, float], which: str, update: int) -> None:
+        """Raises UserError where a loss is not finite."""
+        for name in ("reconstruction", "clustering"):
+            if not math.isfinite(losses[name]):
+                raise UserError(
+                    f"the {which} {name} loss is {losses[name]} at update {update}; the last "
+                    f"checkpoint in {self.log_root}, if any, is intact; try a smaller learning_rate"
+                )
+
     def validate(self) -> None:
         """Saves and tests an improvement; goes back to the best checkpoint otherwise."""
         state = self.state
         valid = evaluate(self.model, self.data.splits["valid"], self.hparams, "valid", self.workers)
+        self.require_finite(valid, "validation", state.updates)
         self.log.write("valid", valid)
         said = (
             f"Validation at update {state.updates} (epoch {state.epoch}): "
@@ -247,25 +280,21 @@ class Run(keras.callbacks.Callback):
                 self.model, self.data.splits["test"], self.hparams, "test", self.workers
             )
             self.log.write("test", test)
-            print(
+            self.said = (
                 f"{said}; the best so far, saved. Test: "
                 f"reconstruction {test['reconstruction']:.4f}, clustering {test['clustering']:.4f}"
-            )
-        elif math.isinf(state.best_loss):
-            raise UserError(
-                f"the validation loss is {valid['reconstruction']} at update {state.updates}; "
-                "try a smaller learning_rate"
             )
         else:
             state.failures += 1
             checkpoints.roll_back(self.log_root, self.model, self.model.optimizer, state)
-            print(
+            self.said = (
                 f"{said}; no improvement on {state.best_loss:.4f} ({state.failures} of "
                 f"{PATIENCE} in a row), back to epoch {state.epoch}"
             )
 
     def save(self) -> None:
         """Writes the whole training state."""
+        self.log.sync()
         checkpoints.save_latest(self.log_root, self.model, self.model.optimizer, self.state)
         self.saved_at = time.monotonic()
 
@@ -282,19 +311,27 @@ class MetricsLog:
     def __init__(self, log_root: Path, state: RunState):
         self.state = state
         self.path = log_root / METRICS_NAME
-        kept = [METRICS_COLUMNS]
+        kept = [METRICS_COLUMNS + "\n"]
         if self.path.exists():
-            for line in self.path.read_text().splitlines()[1:]:
+            for line in self.path.read_text().splitlines(keepends=True)[1:]:
                 update = line.partition(",")[0]
-                if update.isdigit() and int(update) <= state.updates:
+                # A last line without its end was cut short by whatever ended the run.
+                if line.endswith("\n") and update.isdigit() and int(update) <= state.updates:
                     kept.append(line)
-        self.path.write_text("\n".join(kept) + "\n")
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            temporary.write_text("".join(kept))
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.tensorboard = log_root / TENSORBOARD_NAME
         self.summary = self.writer = None
         if keras.backend.backend() == "tensorflow":
             from tensorflow import summary
 
             self.summary = summary
-            self.writer = summary.create_file_writer(str(log_root / TENSORBOARD_NAME))
+            with self._tensorboard_errors():
+                self.writer = summary.create_file_writer(str(self.tensorboard))
 
     def __enter__(self):
         self.file = open(self.path, "a", buffering=1)
@@ -303,7 +340,12 @@ class MetricsLog:
     def __exit__(self, *_):
         self.file.close()
         if self.writer:
-            self.writer.close()
+            with self._tensorboard_errors():
+                self.writer.close()
+
+    def sync(self) -> None:
+        """Makes sure of the rows, so that a checkpoint never outlives those before it."""
+        os.fsync(self.file.fileno())
 
     def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
         """Logs both losses of an update or of a split."""
@@ -313,11 +355,23 @@ class MetricsLog:
             f"{self.state.updates},{self.state.epoch},{split},{reconstruction},{clustering},{rate}\n"
         )
         if self.writer:
-            with self.writer.as_default(step=self.state.updates):
+            step = self.state.updates
+            with self._tensorboard_errors(), self.writer.as_default(step=step):
                 self.summary.scalar(f"{split}/reconstruction", reconstruction)
                 self.summary.scalar(f"{split}/clustering", clustering)
                 if learning_rate is not None:
                     self.summary.scalar("learning_rate", learning_rate)
+
+    @contextlib.contextmanager
+    def _tensorboard_errors(self):
+        """Turns TensorFlow's errors (a full disk, no permission) into a line."""
+        from tensorflow import errors
+
+        try:
+            yield
+        except errors.OpError as error:
+            reason = error.message.partition("\n")[0]
+            raise UserError(f"{self.tensorboard}: can't be written ({reason})") from error
 
 
 class Interruption:
@@ -341,8 +395,11 @@ class Interruption:
 
     def _request(self, number, frame):
         self.requested = True
-        print("\nStopping after this update; once more stops at once, without saving.", flush=True)
-        signal.signal(number, signal.default_int_handler)
+        # Not on stdout, which the progress bar may be writing to at this very moment.
+        said = "\nStopping after this update; once more stops at once, without saving."
+        print(said, file=sys.stderr, flush=True)
+        for number in self.before:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _saved_config(log_root: Path, resume: bool):
@@ -390,7 +447,7 @@ def _device() -> str:
 def main() -> None:
     """Trains as the flags say."""
     values = flags.FLAGS
-    train(
+    state = train(
         values.data_dir,
         values.log_root,
         values.hparams,
@@ -398,6 +455,8 @@ def main() -> None:
         save_minutes=values.save_minutes,
         workers=values.workers or None,
     )
+    if not state.finished:
+        sys.exit(130)  # as Ctrl-C elsewhere: what was to follow a finished run shall not
 
 
 def define_flags() -> None:
@@ -414,7 +473,8 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "workers", 0, "Threads that prepare batches; 0 means half as many as cores.", 0
     )
-    flags.mark_flags_as_required(["data_dir", "log_root"])
+    for name in ("data_dir", "log_root"):
+        flags.register_validator(name, bool, "it must name a directory")
 
 
 if __name__ == "__main__":

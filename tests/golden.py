@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import import_checkpoint
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -22,26 +24,6 @@ def text(arrays, key: str):
     return json.loads(str(arrays[key]))
 
 
-PUBLISHED = {
-    **{f"encoder/conv{i}": f"encoders/conv{i}/filter" for i in range(7)},
-    **{
-        f"{norm}/{ours}": f"encoders/{norm}/{ours}"
-        for norm in ("BatchNorm", "BatchNorm_1")
-        for ours in ("gamma", "beta", "moving_mean", "moving_variance")
-    },
-    "graph/gcn_weight_1": "encoders/gcn_weight_1",
-    "graph/gcn_weight_2": "encoders/gcn_weight_2",
-    "graph/fc_mu": "encoders/fc_mu/linear/fc_w",
-    "graph/fc_sigma2": "encoders/fc_sigma2/linear/fc_w",
-    "clusters/latent_mu": "latent_mu",
-    "decoder/init_state": "decoder/init_state/linear/fc_w",
-    "decoder/fc": "decoder/decoder/fc/linear/fc_w",
-    "cell/W_xh": "decoder/decoder/rnn/LSTMCell/W_xh",
-    "cell/W_hh": "decoder/decoder/rnn/LSTMCell/W_hh",
-    "cell/bias": "decoder/decoder/rnn/LSTMCell/bias",
-}
-
-
-def published_name(variable) -> str:
+def published_name(variable, dec_model: str = "lstm") -> str:
     """The published name of one of our model's variables."""
-    return "SP-gra2seq/" + PUBLISHED[variable.path]
+    return import_checkpoint.published_name(variable.path, dec_model)

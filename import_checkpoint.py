@@ -1,0 +1,232 @@
+"""Turns a checkpoint of the published TensorFlow 1.12 implementation into a model directory.
+
+python import_checkpoint.py --checkpoint_dir=PUBLISHED --model_dir=OUT [--step=N] [--data_dir=DIR]
+"""
+
+import re
+from pathlib import Path
+
+import cli
+
+import numpy as np
+from absl import flags
+
+import checkpoints
+import dataset
+from checkpoints import RunState
+from hparams import CONFIG_NAME, UserError, read_config, write_config
+from model import Adam, SPGra2Seq
+
+SCOPE = "SP-gra2seq/"
+PARAMETERS_NAME = "para.npz"
+CELL_SCOPES = {"lstm": "LSTMCell", "layer_norm": "LayerNormLSTMCell", "hyper": "HyperLSTMCell"}
+PUBLISHED_NAMES = {
+    "clusters/latent_mu": "latent_mu",
+    "graph/gcn_weight_1": "encoders/gcn_weight_1",
+    "graph/gcn_weight_2": "encoders/gcn_weight_2",
+    "graph/fc_mu": "encoders/fc_mu/linear/fc_w",
+    "graph/fc_sigma2": "encoders/fc_sigma2/linear/fc_w",
+    "decoder/init_state": "decoder/init_state/linear/fc_w",
+    "decoder/fc": "decoder/decoder/fc/linear/fc_w",
+}
+
+
+def published_name(path: str, dec_model: str) -> str:
+    """The name that the published implementation gives a variable of ours.
+
+    Args:
+        path: Keras path of a weight, as in "cell/W_xh".
+        dec_model: lstm, layer_norm or hyper.
+    """
+    if path in PUBLISHED_NAMES:
+        return SCOPE + PUBLISHED_NAMES[path]
+    layer, name = path.split("/")
+    if layer == "encoder":
+        return f"{SCOPE}encoders/{name}/filter"
+    if layer.startswith("BatchNorm"):
+        return f"{SCOPE}encoders/{layer}/{name}"
+    scope = f"{SCOPE}decoder/decoder/rnn/{CELL_SCOPES[dec_model]}/"
+    if layer == "hyper_cell":
+        scope += f"{CELL_SCOPES['layer_norm']}/"
+    name = re.sub(r"^(ln_\w+)_(gamma|beta)$", r"\1/ln_\2", name)
+    name = re.sub(r"^(hyper_\w\w)_(\w+)_(w|b)$", r"\1/\2/super_linear_\3", name)
+    return scope + name
+
+
+def import_checkpoint(
+    checkpoint_dir: str | Path,
+    model_dir: str | Path,
+    *,
+    step: int | None = None,
+    data_dir: str | Path | None = None,
+) -> list[str]:
+    """Writes a model directory from a published checkpoint, or nothing.
+
+    Args:
+        checkpoint_dir: holds vector-N.index and .data-00000-of-00001, N the epoch, and
+            model_config.json; `checkpoint` and para.npz are used if they are there.
+        model_dir: the directory to write.
+        step: N; None: the one that `checkpoint` names, else the largest.
+        data_dir: the data that the model was trained on, from which the scale factor (which a
+            published checkpoint doesn't hold) is computed.
+
+    Returns:
+        Remarks, a line each.
+
+    Raises:
+        UserError: no checkpoint, a damaged one, or one of another model: a variable missing, left
+            over or of the wrong shape; a model_dir that holds a model.
+    """
+    checkpoint_dir, model_dir = Path(checkpoint_dir), Path(model_dir)
+    for name in (CONFIG_NAME, checkpoints.BEST, checkpoints.LATEST):
+        if (model_dir / name).exists():
+            raise UserError(f"{model_dir} already holds a model ({name}); choose another")
+    prefix = _find_prefix(checkpoint_dir, step)
+    config = read_config(checkpoint_dir / CONFIG_NAME, allow_unknown=True)
+    hparams, scale_factor = config.hparams, config.scale_factor
+    remarks = []
+    if config.unknown:
+        remarks.append(f"options without a meaning here, ignored: {', '.join(config.unknown)}")
+    model = SPGra2Seq(hparams)
+    values = _read_variables(prefix)
+    names = {v.path: published_name(v.path, hparams.dec_model) for v in model.weights}
+    _check_variables({names[v.path]: tuple(v.shape) for v in model.weights}, values, prefix)
+    for variable in model.weights:
+        variable.assign(values[names[variable.path]])
+    state, remark = _read_parameters(checkpoint_dir, prefix)
+    remarks += [remark] if remark else []
+    if data_dir is not None:
+        data = dataset.load_dataset(data_dir, hparams)
+        scale_factor = data.scale_factor
+        hparams = hparams.replace(max_seq_len=data.max_seq_len)
+        remarks.append(f"scale factor of the training sketches in {data_dir}: {scale_factor}")
+    elif scale_factor is None:
+        remarks.append(
+            "the checkpoint holds no scale factor: what it generates is in model units, raw "
+            "offsets divided by the standard deviation of its training set; with --data_dir it is "
+            "computed and stored, otherwise each command computes it from the data it is given"
+        )
+    optimizer = Adam(hparams)
+    optimizer.build(model.trainable_variables)
+    optimizer.schedule_step.assign(state.step)
+    model_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints.save_best(model_dir, model, state)
+    checkpoints.save_latest(model_dir, model, optimizer, state)
+    write_config(model_dir / CONFIG_NAME, hparams, scale_factor)
+    return [f"{len(values)} variables of {prefix} imported", *remarks]
+
+
+def _find_prefix(checkpoint_dir: Path, step: int | None) -> Path:
+    """The checkpoint's path without its endings."""
+    steps = sorted(
+        int(match[1])
+        for path in checkpoint_dir.glob("vector-*.index")
+        if (match := re.fullmatch(r"vector-(\d+)\.index", path.name))
+    )
+    if not steps:
+        raise UserError(f"{checkpoint_dir}: no published checkpoint, there is no vector-N.index")
+    if step is None:
+        step = _latest_step(checkpoint_dir) or steps[-1]
+    if step not in steps:
+        there = ", ".join(map(str, steps))
+        raise UserError(f"{checkpoint_dir}: vector-{step}.index not found; steps there: {there}")
+    prefix = checkpoint_dir / f"vector-{step}"
+    if not list(checkpoint_dir.glob(f"{prefix.name}.data-*")):
+        raise UserError(f"{prefix}.data-00000-of-00001: not found")
+    return prefix
+
+
+def _latest_step(checkpoint_dir: Path) -> int | None:
+    """The step that the file `checkpoint` names; its paths may be those of another machine."""
+    try:
+        text = (checkpoint_dir / "checkpoint").read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    match = re.search(r'^model_checkpoint_path:\s*"(?:.*[/\\])?vector-(\d+)"', text, re.MULTILINE)
+    return int(match[1]) if match else None
+
+
+def _read_variables(prefix: Path) -> dict[str, np.ndarray]:
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise UserError("importing a published checkpoint needs TensorFlow installed") from None
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except Exception as error:  # a broken file can fail in any way
+        reason = " ".join(str(getattr(error, "message", error)).split())
+        raise UserError(f"{prefix}: damaged, it can't be read ({reason})") from error
+
+
+def _check_variables(
+    expected: dict[str, tuple[int, ...]], values: dict[str, np.ndarray], prefix: Path
+) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in values]
+    problems += [f"{name} does not belong to this model" for name in values if name not in expected]
+    problems += [
+        f"{name} has the shape {values[name].shape}, not {shape}"
+        for name, shape in expected.items()
+        if name in values and values[name].shape != shape
+    ]
+    problems += [
+        f"{name} is of the type {values[name].dtype}, not float32"
+        for name in expected
+        if name in values and values[name].dtype != np.float32
+    ]
+    if problems:
+        shown = "; ".join(problems[:4])
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"{prefix}: not a checkpoint of this model: {shown}{more}")
+
+
+def _read_parameters(checkpoint_dir: Path, prefix: Path) -> tuple[RunState, str]:
+    """Epoch, step count and best loss; a remark where they are not known."""
+    path = checkpoint_dir / PARAMETERS_NAME
+    epoch = int(prefix.name.partition("-")[2])
+    if not path.exists():
+        return RunState(passes=epoch, epoch=epoch), (
+            f"no {PARAMETERS_NAME}: training would go on with the first step's learning rate"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as parameters:
+            best = float(parameters["best_valid_loss"])
+            count, saved_epoch = int(parameters["count"]), int(parameters["epoch"])
+    except Exception as error:  # a broken file can fail in any way
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged, it can't be read ({reason})") from error
+    if saved_epoch != epoch:
+        return RunState(passes=epoch, epoch=epoch), (
+            f"{PARAMETERS_NAME} belongs to epoch {saved_epoch}, not {epoch}: training would go on "
+            "with the first step's learning rate"
+        )
+    return RunState(updates=count, passes=epoch, step=count, epoch=epoch, best_loss=best), ""
+
+
+def main() -> None:
+    """Imports as the flags say."""
+    values = flags.FLAGS
+    remarks = import_checkpoint(
+        values.checkpoint_dir, values.model_dir, step=values.step, data_dir=values.data_dir
+    )
+    for remark in remarks:
+        print(f"{remark[0].upper()}{remark[1:]}.")
+    print(f"The model is in {values.model_dir}.")
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_string("checkpoint_dir", None, "Directory of a published checkpoint.")
+    flags.DEFINE_string("model_dir", None, "Directory to write the model to.")
+    flags.DEFINE_integer(
+        "step", None, "N of vector-N; by default the latest, as the file checkpoint names it.", 0
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Data that the model was trained on, for the scale factor."
+    )
+    flags.mark_flags_as_required(["checkpoint_dir", "model_dir"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
