@@ -34,6 +34,7 @@ class RunState:
         best_loss: lowest reconstruction loss of a validation.
         failures: validations in a row without improvement.
         finished: why the run has ended, or "".
+        data: checksum of the sketches, or "" where none trained the weights here.
     """
 
     updates: int = 0
@@ -44,6 +45,7 @@ class RunState:
     best_loss: float = float("inf")
     failures: int = 0
     finished: str = ""
+    data: str = ""
 
 
 def load_model(model_dir: str | Path) -> SPGra2Seq:

@@ -84,8 +84,9 @@ def load_dataset(
     *,
     scale_factor: float | None = None,
     splits: tuple[str, ...] = SPLITS,
+    categories: tuple[str, ...] | None = None,
 ) -> Dataset:
-    """Loads `<data_dir>/<category>.npz` of all categories.
+    """Loads `<data_dir>/<category>.npz` of all or some categories.
 
     Args:
         data_dir: holds the files, each with the arrays train, valid and test.
@@ -93,6 +94,7 @@ def load_dataset(
         scale_factor: raw units per model unit; None takes the standard deviation of all raw
             values of the training sketches used.
         splits: which of train, valid and test to load; train is needed for the scale factor.
+        categories: which of the options' categories to load; None: all.
 
     Raises:
         UserError: a missing, broken or unsafe file, a split without sketches.
@@ -100,6 +102,8 @@ def load_dataset(
     found: dict[str, list[tuple[int, int, np.ndarray]]] = {split: [] for split in splits}
     unusable, too_long = 0, 0
     for category, name in enumerate(hparams.categories):
+        if categories is not None and name not in categories:
+            continue
         arrays = read_sketch_file(_find(data_dir, name), splits)
         for split in splits:
             sketches = arrays[split]
@@ -116,7 +120,7 @@ def load_dataset(
         if not found[split]:
             raise UserError(
                 f"{data_dir}: no usable sketch in the {split} split of "
-                f"{', '.join(hparams.categories)}"
+                f"{', '.join(categories or hparams.categories)}"
             )
     if scale_factor is None:
         scale_factor = _scale_factor([sketch for _, _, sketch in found["train"]])
@@ -375,7 +379,7 @@ def training_batches(
         ]
         return make_batch(sketches, hparams, steps, rngs, mask_prob=hparams.mask_prob)
 
-    return _prefetch(prepare, plans(), workers)
+    return prefetch(prepare, plans(), workers)
 
 
 def evaluation_batches(
@@ -400,7 +404,7 @@ def evaluation_batches(
 
     size = hparams.batch_size
     plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
-    return _prefetch(prepare, plans, workers)
+    return prefetch(prepare, plans, workers)
 
 
 def make_batch(
@@ -421,39 +425,60 @@ def make_batch(
         eps: float32 (B, Z), standard normal, for drawing z.
         dropout_seed: int32 (B,), for the decoder's dropout.
     """
+    seeds = [rng.random(hparams.graph_number - 1) for rng in rngs]
+    return {
+        **pack_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds),
+        "strokes": to_stroke5(sketches, steps),
+        "eps": np.stack([rng.standard_normal(hparams.z_size, np.float32) for rng in rngs]),
+        "dropout_seed": np.array([rng.integers(2**31) for rng in rngs], np.int32),
+    }
+
+
+def pack_graphs(
+    sketches: list[np.ndarray],
+    hparams: HParams,
+    *,
+    mask_prob: float = 0.0,
+    seeds: list[np.ndarray] | None = None,
+    masking: str = "patch",
+) -> dict[str, np.ndarray]:
+    """The graphs of B sketches, each distinct picture once.
+
+    Args:
+        sketches: stroke-3 in model units; one of fewer than two rows is a blank canvas.
+        hparams: graph_number and graph_picture_size are read.
+        mask_prob: see `utils.make_graph`.
+        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
+        masking: see `utils.make_graph`.
+
+    Returns:
+        pictures, nodes and graph_masks as in `make_batch`.
+    """
     graph, side = hparams.graph_number, hparams.graph_picture_size
     pictures = np.empty((1 + len(sketches) * graph, side, side), np.uint8)
     pictures[0] = 0
     filled = 1
     nodes = np.zeros((len(sketches), graph), np.int32)
     masks = np.empty((len(sketches), graph - 1, graph - 1), np.float32)
-    eps = np.empty((len(sketches), hparams.z_size), np.float32)
-    dropout_seed = np.empty(len(sketches), np.int32)
-    for i, (sketch, rng) in enumerate(zip(sketches, rngs, strict=True)):
+    for i, sketch in enumerate(sketches):
+        if len(sketch) < 2:
+            masks[i] = utils.graph_mask(0, [], graph)
+            continue
         canvas, centers = utils.draw(sketch)
         centers = centers[: graph - 1]
-        erase = utils.choose_erased(len(centers), mask_prob, rng.random(graph - 1))
-        slots, masked = utils.cut_nodes(canvas, centers, erase, pictures[filled:])
+        erase = utils.choose_erased(len(centers), mask_prob, seeds[i] if seeds else None)
+        slots, masked = utils.cut_nodes(canvas, centers, erase, pictures[filled:], masking=masking)
         nodes[i, : len(slots)] = [0 if slot == utils.BLANK else filled + slot for slot in slots]
         filled += 1 + max(slots)
         masks[i] = utils.graph_mask(len(centers), masked, graph)
-        eps[i] = rng.standard_normal(hparams.z_size, np.float32)
-        dropout_seed[i] = rng.integers(2**31)
-    return {
-        "pictures": pictures[:filled],
-        "nodes": nodes,
-        "graph_masks": masks,
-        "strokes": to_stroke5(sketches, steps),
-        "eps": eps,
-        "dropout_seed": dropout_seed,
-    }
+    return {"pictures": pictures[:filled], "nodes": nodes, "graph_masks": masks}
 
 
 def _rng(hparams: HParams, *key: int) -> np.random.Generator:
     return np.random.default_rng([hparams.seed, *map(int, key)])
 
 
-def _prefetch(prepare, plans, workers: int | None):
+def prefetch(prepare, plans, workers: int | None):
     """Results of `prepare` over `plans`, in order, computed ahead in threads.
 
     OpenCV and large NumPy copies release the interpreter's lock, so threads run in parallel.

@@ -53,7 +53,7 @@ class PatchEncoder(keras.layers.Layer):
     def call(self, pictures):
         """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float (N, 512)."""
         side = pictures.shape[1]
-        padded = 2 ** max(len(self.filters), math.ceil(math.log2(side)))
+        padded = 2 ** math.ceil(math.log2(side))
         if side == padded:
             x = self._scale(_to_quadtree(pictures))
         else:
@@ -62,12 +62,16 @@ class PatchEncoder(keras.layers.Layer):
             x = _to_quadtree(ops.pad(self._scale(pictures), ((0, 0), margin, margin)))
         # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
         # matrix product without any rearrangement, many times as fast backwards as a general one.
+        windows = padded * padded
         for layer, kernel in enumerate(self.filters):
-            kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
+            if windows == 1:  # of a single pixel's window, SAME padding fills the rest
+                kernel = kernel[0, 0]
+            else:
+                kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
+                windows //= 4
             x = ops.matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel)
             if layer < len(self.filters) - 1:
                 x = ops.relu(x)
-        windows = (padded // 2 ** len(self.filters)) ** 2
         return ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
 
     def _scale(self, pixels):

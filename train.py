@@ -10,15 +10,19 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import cli
 
 import keras
+import numpy as np
 from absl import flags
 
 import checkpoints
 import dataset
+import drawing
+import inference
 from checkpoints import RunState
 from hparams import (
     CONFIG_NAME,
@@ -34,6 +38,8 @@ from model import Adam, SPGra2Seq, node_masks
 METRICS_NAME = "metrics.csv"
 METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
 TENSORBOARD_NAME = "tensorboard"
+PREVIEW_NAME = "preview.png"
+PREVIEWED = 16  # sketches
 PATIENCE = 5  # validations in a row without improvement
 
 
@@ -95,8 +101,15 @@ def train(
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer)
     _say_plan(data, hparams, model)
-    if saved and (log_root / checkpoints.LATEST).exists():
+    fingerprint = _fingerprint(data)
+    if (log_root / checkpoints.LATEST).exists():
         state = checkpoints.restore_latest(log_root, model, optimizer)
+        if state.data not in ("", fingerprint):
+            raise UserError(
+                f"{log_root}: can't resume with other data: the sketches in {data_dir} are not "
+                "the run's"
+            )
+        state.data = fingerprint
         if math.isfinite(state.best_loss):
             checkpoints.check_best(log_root, model)
         if state.finished:
@@ -105,11 +118,13 @@ def train(
         print(f"Resuming at update {state.updates}.")
         write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
     else:
-        state = RunState()
+        state = RunState(data=fingerprint)
         log_root.mkdir(parents=True, exist_ok=True)
         write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
         first = next(dataset.training_batches(training, hparams, data.max_seq_len, workers=1))
         model.start_clusters(first)
+        # Too small a disk shows now and not after hours.
+        checkpoints.save_latest(log_root, model, optimizer, state)
 
     with Interruption() as interruption, MetricsLog(log_root, state) as log:
         run = Run(state, hparams, data, log_root, log, interruption, save_minutes, workers)
@@ -171,6 +186,41 @@ def evaluate(
     return {loss: sums[loss] / max(counts[loss], 1) for loss in sums}
 
 
+def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> np.ndarray:
+    """The first validation sketches of each category, corrupted and redrawn: uint8 (h, w, 3).
+
+    What is erased and the drawing's random numbers are the same each time.
+    """
+    split = data.splits["valid"]
+    per_category = max(1, PREVIEWED // len(hparams.categories))
+    members = [
+        int(i)
+        for category in np.unique(split.category)
+        for i in np.flatnonzero(split.category == category)[:per_category]
+    ][:PREVIEWED]
+    sketches = [split.sketch(i) for i in members]
+    rng = np.random.default_rng(hparams.seed)
+    seeds = [rng.random(hparams.graph_number - 1) for _ in members]
+    graphs = dataset.pack_graphs(sketches, hparams, mask_prob=hparams.mask_prob, seeds=seeds)
+    keys = [(int(split.category[i]), int(split.index[i])) for i in members]
+    codes = inference.encode(model, [(keys, graphs)], jit=False)
+    drawn = inference.generate(
+        model, codes, data.max_seq_len, seed=hparams.seed, batch_size=len(members), jit=False
+    )
+    healed = dict(drawn)
+    examples = [
+        drawing.Example(
+            category=hparams.categories[key[0]],
+            index=key[1],
+            original=sketch,
+            corrupted=graphs["pictures"][graphs["nodes"][i, 0]],
+            generated=healed[key],
+        )
+        for i, (key, sketch) in enumerate(zip(keys, sketches, strict=True))
+    ]
+    return drawing.gallery(examples, per_row=per_category)
+
+
 def make_deterministic(seed: int) -> None:
     """Makes runs on a CPU repeatable to the last bit."""
     keras.utils.set_random_seed(seed)
@@ -209,6 +259,7 @@ class Run(keras.callbacks.Callback):
         low, high = hparams.min_learning_rate, hparams.learning_rate
         self.learning_rate = (high - low) * hparams.decay_rate**state.step + low
         logs["learning_rate"] = self.learning_rate
+        del logs["loss"]  # a mean over the pass, beside two losses of the last batch
         state.updates += 1
         state.step += 1
         state.batch += 1
@@ -224,6 +275,7 @@ class Run(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         state, hparams = self.state, self.hparams
         logs["learning_rate"] = self.learning_rate
+        del logs["loss"]
         pass_done = state.batch == self.per_pass
         all_done = state.updates == hparams.num_steps
         if not (pass_done or all_done):
@@ -249,7 +301,7 @@ class Run(keras.callbacks.Callback):
         self.say()
 
     def say(self) -> None:
-        """Prints what came out of a validation; in `on_epoch_end` the progress bar is unfinished."""
+        """Prints what a validation found; in `on_epoch_end` the progress bar is unfinished."""
         if self.said:
             print(self.said, flush=True)
         self.said = ""
@@ -269,6 +321,7 @@ class Run(keras.callbacks.Callback):
         valid = evaluate(self.model, self.data.splits["valid"], self.hparams, "valid", self.workers)
         self.require_finite(valid, "validation", state.updates)
         self.log.write("valid", valid)
+        self.log.show(draw_preview(self.model, self.data, self.hparams))
         said = (
             f"Validation at update {state.updates} (epoch {state.epoch}): "
             f"reconstruction {valid['reconstruction']:.4f}, clustering {valid['clustering']:.4f}"
@@ -362,6 +415,13 @@ class MetricsLog:
                 if learning_rate is not None:
                     self.summary.scalar("learning_rate", learning_rate)
 
+    def show(self, picture: np.ndarray) -> None:
+        """Writes the preview, uint8 (h, w, 3) with blue first."""
+        drawing.write_png(self.path.with_name(PREVIEW_NAME), picture)
+        if self.writer:
+            with self._tensorboard_errors(), self.writer.as_default(step=self.state.updates):
+                self.summary.image("preview", picture[None, :, :, ::-1])
+
     @contextlib.contextmanager
     def _tensorboard_errors(self):
         """Turns TensorFlow's errors (a full disk, no permission) into a line."""
@@ -405,22 +465,33 @@ class Interruption:
 def _saved_config(log_root: Path, resume: bool):
     """The configuration of the run in a directory, or None where there is none to go on with."""
     config, latest = log_root / CONFIG_NAME, log_root / checkpoints.LATEST
+    there = [p for p in (config, latest, log_root / checkpoints.BEST) if p.exists()]
     if not resume:
-        for path in (config, latest, log_root / checkpoints.BEST):
-            if path.exists():
-                raise UserError(
-                    f"{log_root} already holds a run ({path.name}); go on with it with "
-                    "--resume_training=True or choose another --log_root"
-                )
+        if there:
+            raise UserError(
+                f"{log_root} already holds a run ({there[0].name}); go on with it with "
+                "--resume_training=True or choose another --log_root"
+            )
         return None
-    if not config.exists():
-        if latest.exists():
-            raise UserError(f"{config}: not found, but {latest.name} is there; can't resume")
+    if not there:
         print(f"{log_root} holds no run yet: starting from the beginning.")
         return None
-    if not latest.exists():
+    if there == [config]:
         print(f"{log_root} holds no checkpoint yet: starting from the beginning.")
+    else:
+        for needed in (config, latest):
+            if needed not in there:
+                raise UserError(f"{needed}: not found, but {there[-1].name} is there; can't resume")
     return read_config(config)
+
+
+def _fingerprint(data: dataset.Dataset) -> str:
+    """A checksum of all sketches."""
+    check = 0
+    for split in data.splits.values():
+        for array in (split.rows, split.ends, split.category):
+            check = zlib.crc32(np.ascontiguousarray(array), check)
+    return f"{check:08x}"
 
 
 def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq) -> None:

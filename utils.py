@@ -113,9 +113,40 @@ def draw(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = _bounds(pixels)
     side = int((high - low).max()) + 2 * MARGIN
     canvas = np.zeros((side, side), np.uint8)
-    strokes = _pen_paths(pixels, start=MARGIN - low - pixels[0, :2])
+    strokes = pen_paths(pixels, start=MARGIN - low - pixels[0, :2])
     cv2.polylines(canvas, [path.astype(np.int32) for path in strokes], False, 255, THICKNESS)
     return canvas, np.concatenate([path[:-1:ROWS_PER_PATCH] for path in strokes])
+
+
+def count_patches(sketch: np.ndarray, graph_number: int = 21) -> int:
+    """How many patches `make_graph` places, and thus how many seeds it consumes, undrawn."""
+    strokes = pen_paths(np.asarray(sketch).astype(np.int16), start=np.zeros(2, np.int64))
+    return min(sum(-(-(len(path) - 1) // ROWS_PER_PATCH) for path in strokes), graph_number - 1)
+
+
+def pen_paths(rows: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
+    """The drawn strokes as lists of points.
+
+    Every row draws a line from the pen; only the row right after a lifting row moves the pen
+    without drawing, and its own lift flag is not looked at.
+
+    Args:
+        rows: stroke-3 (n, 3).
+        start: x and y of the pen before row 0, int64 or float64: the points' dtype.
+
+    Returns:
+        (at least 2, 2) each, x and y.
+    """
+    moves: list[int] = []
+    for row in np.flatnonzero(rows[:-1, 2] == 1).tolist():
+        if not moves or moves[-1] != row:
+            moves.append(row + 1)
+    points = np.empty((len(rows) + 1, 2), start.dtype)
+    points[0] = start
+    np.cumsum(rows[:, :2], axis=0, dtype=start.dtype, out=points[1:])
+    points[1:] += start
+    paths = np.split(points, np.asarray(moves, int) + 1)
+    return [path for path in paths if len(path) > 1]
 
 
 def choose_erased(n_patches: int, mask_prob: float, seeds: np.ndarray | None) -> np.ndarray:
@@ -215,24 +246,6 @@ def _bounds(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     offsets = sketch[1:, :2]
     points = np.cumsum(offsets, axis=0, dtype=offsets.dtype if offsets.dtype.kind == "f" else int)
     return points.min(axis=0), points.max(axis=0)
-
-
-def _pen_paths(pixels: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
-    """The drawn strokes as lists of points, int64 (at least 2, 2), x and y.
-
-    The row right after a lifting row moves the pen without drawing, and its own lift flag is
-    not looked at.
-    """
-    moves: list[int] = []
-    for row in np.flatnonzero(pixels[:-1, 2] == 1).tolist():
-        if not moves or moves[-1] != row:
-            moves.append(row + 1)
-    points = np.empty((len(pixels) + 1, 2), np.int64)
-    points[0] = start
-    np.cumsum(pixels[:, :2], axis=0, out=points[1:])
-    points[1:] += points[0]
-    paths = np.split(points, np.asarray(moves, int) + 1)
-    return [path for path in paths if len(path) > 1]
 
 
 def _square(center: list[int], size: int, side: int) -> tuple[int, int] | None:

@@ -1,0 +1,455 @@
+"""Strokes to pictures: SVG and PNG files, the patch graph, galleries of examples.
+
+A sketch is a stroke-3 array (n, 3) of rows (dx, dy, lifted) in any unit, y pointing down; it may
+have no rows. It is drawn by the rules of the canvas in `utils`, but unrounded, and fitted into a
+square. Colour pictures are uint8 (height, width, 3), blue first, as OpenCV reads and writes them.
+"""
+
+import base64
+import html
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+import utils
+
+SIDE = 225  # pixels of a picture
+GRAPH_SIDE = 450  # of one with the patch graph on it
+MARGIN = 0.06  # share of the side left free around a sketch
+FARTHEST = 1e100  # no offset may reach this far, so that sums of offsets stay finite
+SUBPIXEL_BITS = 8  # OpenCV's coordinates below are integers in 1/256 pixel
+
+Colour = tuple[int, ...]  # blue, green, red
+EDGE, MASKED = (190, 95, 10), (60, 40, 215)
+PAGE, TEXT, RULE = (246, 246, 246), (60, 60, 60), (215, 215, 215)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+
+
+class Example(NamedTuple):
+    """What a gallery shows of one sketch; all pictures are optional.
+
+    Attributes:
+        category: its name; neighbouring examples of the same category are shown together.
+        index: the sketch's row in its split.
+        original: stroke-3 (n, 3).
+        corrupted: uint8 (S, S), ink 255 on 0: node 0 of the corrupted sketch's graph.
+        generated: stroke-3 (n, 3).
+        graph_picture: uint8 (side, side, 3) from `draw_graph`.
+    """
+
+    category: str
+    index: int
+    original: np.ndarray | None = None
+    corrupted: np.ndarray | None = None
+    generated: np.ndarray | None = None
+    graph_picture: np.ndarray | None = None
+
+
+COLUMNS = {  # in the order of display
+    "original": "original",
+    "graph_picture": "patch graph",
+    "corrupted": "corrupted",
+    "generated": "generated",
+}
+
+
+def to_paths(sketch: np.ndarray) -> list[np.ndarray]:
+    """The drawn strokes of a sketch as lists of points, in its own unit; see `utils.pen_paths`.
+
+    Returns:
+        float64 (at least 2, 2) each, x and y.
+
+    Raises:
+        ValueError: another shape; NaN, infinite values or offsets of 1e100 or more.
+    """
+    sketch = np.asarray(sketch)
+    if sketch.ndim != 2 or sketch.shape[1] != 3:
+        raise ValueError(f"a sketch is a stroke-3 array of shape (n, 3), not {sketch.shape}")
+    if not (np.abs(sketch.astype(np.float64)) < FARTHEST).all():  # false for NaN too
+        raise ValueError("the sketch has NaN, infinite or absurdly large values")
+    return utils.pen_paths(sketch, start=np.zeros(2))
+
+
+def to_svg(sketch: np.ndarray, side: int = SIDE, margin: float = MARGIN) -> str:
+    """A sketch as a standalone SVG: one black path on white, fitted as in `to_picture`.
+
+    Args:
+        sketch: stroke-3 (n, 3). Without rows the path is empty; a dot is drawn as a dot.
+        side: width and height in pixels.
+        margin: share of the side left free on each side of the strokes' centre lines.
+
+    Raises:
+        ValueError: see `to_paths`.
+    """
+    strokes = []
+    for path in _fit(to_paths(sketch), side, margin):
+        # Rounded before the differences are taken, so that no error adds up.
+        steps = np.diff(np.rint(path * 10), axis=0, prepend=0) / 10
+        strokes.append(("M%g %gl" + " %g %g" * (len(path) - 1)) % tuple(steps.ravel().tolist()))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}"'
+        f' viewBox="0 0 {side} {side}"><rect width="{side}" height="{side}" fill="#fff"/>'
+        f'<path fill="none" stroke="#000" stroke-width="{_line_width(side)}"'
+        f' stroke-linecap="round" stroke-linejoin="round"'
+        f' d="{"".join(strokes)}"/></svg>\n'
+    )
+
+
+def to_picture(sketch: np.ndarray, side: int = SIDE, margin: float = MARGIN) -> np.ndarray:
+    """A sketch as pixels: uint8 (side, side), black (0) on white (255), anti-aliased.
+
+    The drawn strokes are centred and scaled, their aspect kept, so that the longer side of their
+    box fills the picture but for the margin. A sketch without rows is white, a dot in the middle.
+
+    Args:
+        sketch: stroke-3 (n, 3).
+        side: width and height in pixels.
+        margin: share of the side left free on each side of the strokes' centre lines.
+
+    Raises:
+        ValueError: see `to_paths`.
+    """
+    picture = np.full((side, side), 255, np.uint8)
+    _draw_lines(picture, _fit(to_paths(sketch), side, margin), 0, _line_width(side))
+    return picture
+
+
+def canvas_picture(
+    canvas: np.ndarray, side: int = SIDE, sketch: np.ndarray | None = None
+) -> np.ndarray:
+    """A canvas as black ink on white, uint8 (side, side).
+
+    Args:
+        canvas: uint8 (S, S), ink 255 on 0: a whole canvas, intact or corrupted, in any resolution.
+        side: width and height in pixels.
+        sketch: stroke-3 (n, 3), n >= 2, whose canvas it is: then its strokes lie where
+            `to_picture` puts them. Without it, the canvas fills the picture.
+
+    Raises:
+        ValueError: the sketch has fewer than two rows, NaN or infinite values.
+    """
+    inner, corner = side, (0, 0)
+    if sketch is not None:
+        inner, corner = _frame(utils.draw(sketch)[0], side)
+    return 255 - _place(canvas, inner, corner, side)
+
+
+def draw_graph(
+    sketch: np.ndarray, graph: utils.SketchGraph, adjacency: np.ndarray, side: int = GRAPH_SIDE
+) -> np.ndarray:
+    """The canvas of a sketch with its patch graph on it, framed like the sketch in `to_picture`.
+
+    The patches' centres are discs, numbered like the nodes (1 = first patch); arcs link synonymous
+    patches, wider and darker the heavier they are, the heaviest in full colour; a masked patch is
+    a crossed red square, as large as what was erased.
+
+    Args:
+        sketch: stroke-3 (n, 3), n >= 2, the one that the graph was made of.
+        graph: from `utils.make_graph`.
+        adjacency: float (G, G); row and column 0 are the whole sketch and not drawn, nor are
+            self-loops. Between two patches the heavier direction counts.
+        side: width and height in pixels; the numbers are legible from about 400.
+
+    Returns:
+        uint8 (side, side, 3), blue first.
+
+    Raises:
+        ValueError: the sketch has fewer than two rows, NaN or infinite values.
+    """
+    canvas, _ = utils.draw(sketch)
+    inner, corner = _frame(canvas, side)
+    scale = inner / len(canvas)
+    centers = (graph.centers + 0.5) * scale + corner
+    half = graph.patches.shape[1] / 2 * scale
+    unit = side / 150
+    marks = np.full((side, side, 3), 255, np.uint8)
+    squares = [center + half * SQUARE for center in centers[graph.masked]]
+    for square in squares:
+        cv2.fillConvexPoly(marks, _fixed(square), _tint(MASKED, 0.1), cv2.LINE_AA, SUBPIXEL_BITS)
+    for square in squares:
+        _draw_lines(marks, [square[:3:2], square[1::2]], _tint(MASKED, 0.45), 1)
+        _draw_lines(marks, [square], _tint(MASKED, 0.8), 1)
+    for a, b, weight in _edges(adjacency, len(centers)):
+        arc = _arc(centers[a], centers[b])
+        _draw_lines(marks, [arc], _tint(EDGE, 0.2 + 0.8 * weight), round(unit * (0.3 + weight)))
+    paper = 255 - _place(canvas, inner, corner, side) // 5  # the strokes in light grey
+    picture = cv2.multiply(marks, cv2.cvtColor(paper, cv2.COLOR_GRAY2BGR), scale=1 / 255)
+    for i, center in enumerate(centers):
+        _draw_disc(picture, center, str(i + 1), MASKED if i in graph.masked else EDGE, 3 * unit)
+    return picture
+
+
+def gallery(
+    examples: Sequence[Example], *, title: str = "", per_row: int = 2, cell: int = SIDE
+) -> np.ndarray:
+    """Examples side by side in one picture, each category from a new row on.
+
+    Args:
+        examples: any number; each shows the columns that at least one of them has.
+        title: stands on top. In titles and captions only ASCII is shown, the rest as "?".
+        per_row: how many examples stand side by side, at least 1.
+        cell: side of one picture in pixels.
+
+    Returns:
+        uint8 (height, width, 3), blue first.
+
+    Raises:
+        ValueError: see `to_paths`.
+    """
+    columns = _columns(examples)
+    rows = []
+    for _, group in groupby(examples, key=lambda example: example.category):
+        tiles = [_tile(example, columns, cell) for example in group]
+        rows += [np.hstack(tiles[i : i + per_row]) for i in range(0, len(tiles), per_row)]
+    if title or not rows:
+        header = np.full((cell // 3, 3 * cell, 3), PAGE, np.uint8)
+        _write(header, title if rows else f"{title} (no sketches)", cell // 20, cell // 6, cell / 7)
+        rows.insert(0, header)
+    width = max(row.shape[1] for row in rows)
+    padded = [np.full((len(row), width, 3), PAGE, np.uint8) for row in rows]
+    for page, row in zip(padded, rows, strict=True):
+        page[:, : row.shape[1]] = row
+    return np.vstack(padded)
+
+
+def index_html(
+    examples: Sequence[Example], *, title: str = "Sketches", facts: Mapping[str, object] = {}
+) -> str:
+    """Examples as a web page that needs no other file, category by category.
+
+    Args:
+        examples: any number; each shows the columns that at least one of them has. One takes
+            about 10 KB, with a graph picture 100 KB.
+        title: stands on top.
+        facts: shown below the title, name and value, e.g. the model and the temperature.
+
+    Raises:
+        ValueError: see `to_paths`.
+    """
+    columns = _columns(examples)
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    if facts:
+        pairs = [f"{html.escape(k)}: <b>{html.escape(str(v))}</b>" for k, v in facts.items()]
+        body.append(f"<p>{' · '.join(pairs)}</p>")
+    if not examples:
+        body.append("<p>no sketches</p>")
+    for category, group in groupby(examples, key=lambda example: example.category):
+        body.append(f"<section><h2>{html.escape(category)}</h2>")
+        for example in group:
+            figures = "".join(_figure(example, field) for field in columns)
+            body.append(f"<article><h3>#{example.index}</h3>{figures}</article>")
+        body.append("</section>")
+    return HTML.format(title=html.escape(title), body="\n".join(body))
+
+
+HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
+body {{ margin: 2rem }}
+h1, h2 {{ font-weight: 600 }}
+section {{ display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem }}
+h2 {{ flex: 100%; margin: 1rem 0 -.5rem; border-bottom: 1px solid #8886 }}
+article {{ display: flex; flex-wrap: wrap; gap: .5rem }}
+h3 {{ flex: 100%; margin: 0; font-size: .9rem }}
+figure {{ margin: 0 }}
+figure > :first-child {{ display: block; width: 225px; height: 225px; border-radius: 6px;
+  background: #fff; box-shadow: 0 0 0 1px #8886 }}
+figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: it can't be written; an older file stays as it is.
+    """
+    _write_whole(path, text.encode())
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> None:
+    """Writes a picture, grey or in colour with blue first, in the manner of `write_text`."""
+    _write_whole(path, _png(picture))
+
+
+def _write_whole(path: str | Path, content: bytes) -> None:
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    return cv2.imencode(".png", picture)[1].tobytes()
+
+
+def _fit(paths: list[np.ndarray], side: int, margin: float) -> list[np.ndarray]:
+    """Centres and scales paths into a square: x and y from 0 to side, pixel 0 being [0, 1)."""
+    if not paths:
+        return []
+    points = np.concatenate(paths)
+    low = points.min(axis=0)
+    extent = points.max(axis=0) - low
+    longest = extent.max() or 1.0
+    room = side * (1 - 2 * margin)
+    start = (side - extent / longest * room) / 2
+    # Divided before it is multiplied: room / longest may overflow.
+    points = (points - low) / longest * room + start
+    ends = np.cumsum([0, *map(len, paths)]).tolist()
+    return [points[a:b] for a, b in pairwise(ends)]
+
+
+def _frame(canvas: np.ndarray, side: int) -> tuple[int, tuple[int, int]]:
+    """Where an intact canvas goes in a picture, so that its strokes are fitted as by `_fit`.
+
+    Returns:
+        Its width and height in pixels, and its left and top.
+    """
+    x, y, width, height = cv2.boundingRect(canvas)
+    # The centre lines' longer side. A dot has none; it is shown about twice as large as usual.
+    longest = max(max(width, height) - utils.THICKNESS, utils.DRAWING_SIDE // 2)
+    scale = side * (1 - 2 * MARGIN) / longest
+    left, top = (round(side / 2 - scale * (p + d / 2)) for p, d in ((x, width), (y, height)))
+    return round(scale * len(canvas)), (left, top)
+
+
+def _place(canvas: np.ndarray, inner: int, corner: tuple[int, int], side: int) -> np.ndarray:
+    """A canvas resized to `inner` pixels, its left and top at `corner` of a blank (side, side)."""
+    way = cv2.INTER_AREA if inner < len(canvas) else cv2.INTER_LINEAR
+    small = cv2.resize(canvas, (inner, inner), interpolation=way)
+    shift = np.array([[1, 0, corner[0]], [0, 1, corner[1]]], np.float64)
+    return cv2.warpAffine(small, shift, (side, side))
+
+
+def _line_width(side: int) -> int:
+    return 1 + 2 * max(1, round(side / SIDE))
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    """OpenCV's fixed-point coordinates, in which a pixel's centre is a whole number."""
+    return np.rint((points - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32)
+
+
+def _draw_lines(
+    picture: np.ndarray, paths: list[np.ndarray], colour: Colour | int, width: int
+) -> None:
+    """Draws anti-aliased lines of an odd width; an even one counts as one more."""
+    # OpenCV's anti-aliased line is a pixel wider than an even thickness, and two than an odd one.
+    thickness = max(width // 2 * 2, 1)
+    lines = [_fixed(path) for path in paths]
+    cv2.polylines(picture, lines, False, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _draw_disc(
+    picture: np.ndarray, center: np.ndarray, text: str, colour: Colour, radius: float
+) -> None:
+    """A disc with a white rim and a white text in its middle."""
+    x, y = _fixed(center).tolist()
+    for r, paint in ((radius + 1.5, (255, 255, 255)), (radius, colour)):
+        r = round(r * 2**SUBPIXEL_BITS)
+        cv2.circle(picture, (x, y), r, paint, cv2.FILLED, cv2.LINE_AA, SUBPIXEL_BITS)
+    scale = radius / 24
+    (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
+    corner = round(center[0] - width / 2), round(center[1] + height / 2)
+    cv2.putText(picture, text, corner, FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
+
+
+def _write(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
+    """Writes a line of text from x on, vertically centred at y, shortened to fit."""
+    text = text.encode("ascii", "replace").decode()
+    scale = size / 40
+    while cv2.getTextSize(text, FONT, scale, 1)[0][0] > picture.shape[1] - x and len(text) > 3:
+        text = text[:-4] + "..."
+    corner = (x, y + cv2.getTextSize(text, FONT, scale, 1)[0][1] // 2)
+    cv2.putText(picture, text, corner, FONT, scale, TEXT, 1, cv2.LINE_AA)
+
+
+def _tint(colour: Colour, strength: float) -> Colour:
+    """The colour on white paper, from 0 (white) to 1 (full)."""
+    return tuple(round(255 - strength * (255 - part)) for part in colour)
+
+
+def _edges(adjacency: np.ndarray, n: int) -> list[tuple[int, int, float]]:
+    """Links of the first n patches, lightest first: two indices and a weight in (0, 1]."""
+    weights = np.asarray(adjacency, np.float64)[1 : n + 1, 1 : n + 1]
+    weights = np.triu(np.maximum(weights, weights.T), 1)
+    weights /= weights.max(initial=0) or 1
+    first, second = np.nonzero(weights > 0)
+    found = weights[first, second]
+    order = np.argsort(found, kind="stable")
+    return list(zip(first[order], second[order], found[order].tolist(), strict=True))
+
+
+def _arc(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """A flat arc, so that a link is told apart from a straight stroke and from longer links."""
+    t = np.linspace(0, 1, 17)[:, None]
+    way = end - start
+    return start + t * way + 0.6 * t * (1 - t) * np.array([way[1], -way[0]])
+
+
+def _columns(examples: Sequence[Example]) -> list[str]:
+    return [f for f in COLUMNS if any(getattr(example, f) is not None for example in examples)]
+
+
+def _tile(example: Example, columns: list[str], cell: int) -> np.ndarray:
+    """One example with its captions, uint8 (height, width, 3)."""
+    gap, line = max(4, cell // 20), max(18, cell // 9)
+    width = len(columns) * (cell + gap) + 3 * gap
+    tile = np.full((cell + 2 * line + gap, width, 3), PAGE, np.uint8)
+    _write(tile, f"{example.category} {example.index}", gap, line // 2, line)
+    for c, field in enumerate(columns):
+        x = gap + c * (cell + gap)
+        place = tile[line : line + cell, x : x + cell]
+        place[:] = _cell(example, field, cell)
+        cv2.rectangle(place, (0, 0), (cell - 1, cell - 1), RULE)
+        _write(tile, COLUMNS[field], x, line + cell + line // 2, 0.8 * line)
+    return tile
+
+
+def _cell(example: Example, field: str, side: int) -> np.ndarray:
+    """One picture of an example, uint8 (side, side, 3); white where there is none."""
+    content = getattr(example, field)
+    if content is None:
+        return np.full((side, side, 3), 255, np.uint8)
+    if field == "graph_picture":
+        picture = content
+    else:
+        drawn = max(side, SIDE)  # the thinnest line would be too thick for a small picture
+        if field == "corrupted":
+            picture = canvas_picture(content, drawn, example.original)
+        else:
+            picture = to_picture(content, drawn)
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _figure(example: Example, field: str) -> str:
+    """One picture of an example as HTML."""
+    if getattr(example, field) is None:
+        picture = "<span></span>"
+    elif field in ("original", "generated"):
+        picture = to_svg(getattr(example, field)).strip()
+    else:
+        png = base64.b64encode(_png(_cell(example, field, GRAPH_SIDE))).decode()
+        picture = f'<img alt="" src="data:image/png;base64,{png}">'
+    return f"<figure>{picture}<figcaption>{COLUMNS[field]}</figcaption></figure>"

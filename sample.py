@@ -1,0 +1,483 @@
+"""Redraws test sketches from their codes, from the whole sketch or from a corrupted one.
+
+python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_category=300 --prob=0.1
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cli
+
+import numpy as np
+from absl import flags
+from keras import ops
+
+import checkpoints
+import dataset
+import drawing
+import inference
+import utils
+from checkpoints import BEST
+from dataset import Split
+from hparams import CONFIG_NAME, HParams, UserError, read_config
+from model import SPGra2Seq
+
+SAMPLES_NAME = "samples.json"
+RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
+PICTURES = ("svg", "png")
+ENCODING_BATCH = 32
+SHOWN_PER_CATEGORY = 6
+
+
+class Plan(NamedTuple):
+    """Which sketches to redraw.
+
+    Attributes:
+        split: the sketches.
+        members: positions in the split, in order.
+        seeds: for each member its seeds, or None where nothing is masked.
+    """
+
+    split: Split
+    members: list[int]
+    seeds: list[np.ndarray] | None
+
+    def key(self, member: int) -> tuple[int, int]:
+        """Category and index, which name a sketch in files and random numbers."""
+        return int(self.split.category[member]), int(self.split.index[member])
+
+
+def sample(
+    data_dir: str | Path,
+    model_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    num_per_category: int = 2500,
+    prob: float = 0.1,
+    temperature: float = inference.DEFAULT_TEMPERATURE,
+    greedy: bool = False,
+    seed: int = 0,
+    masking: str = "patch",
+    random_seed: str | Path = RANDOM_SEED,
+    categories: tuple[str, ...] | None = None,
+    split: str = "test",
+    batch_size: int = 256,
+    pictures: tuple[str, ...] = PICTURES,
+    workers: int | None = None,
+) -> dict:
+    """Redraws the first sketches of each category; goes on where an interrupted call stopped.
+
+    Args:
+        data_dir: holds `<category>.npz`.
+        model_dir: holds the model.
+        output_dir: takes stroke_{category}_{index}.npy, code_{category}_{index}.npy,
+            {category}_{index}.svg and .png, gallery.png, index.html and samples.json.
+        num_per_category: the first so many rows of the split's file.
+        prob: share of the patches that is erased before the code is computed, in [0, 1].
+        temperature: see `inference.generate`.
+        greedy: see `inference.generate`.
+        seed: of the generation's random numbers.
+        masking: see `utils.make_graph`.
+        random_seed: .npy of uniform numbers that decide what is erased.
+        categories: which of the model's; None: all. A subset loses the same patches as in a call
+            for all.
+        split: train, valid or test.
+        batch_size: sketches drawn at a time.
+        pictures: which of svg and png to write for each sketch.
+        workers: threads that crop; None: half as many as there are cores.
+
+    Returns:
+        What samples.json holds.
+
+    Raises:
+        UserError: no model, no data, seeds that run out, an output_dir that holds other samples.
+    """
+    output_dir = Path(output_dir)
+    _check(num_per_category, prob, temperature, masking, split, batch_size, pictures)
+    config = read_config(Path(model_dir) / CONFIG_NAME)
+    hparams = config.hparams
+    wanted = tuple(hparams.categories) if categories is None else categories
+    for name in wanted:
+        if name not in hparams.categories:
+            raise UserError(
+                f"--categories: the model has no category {name!r}, it has "
+                f"{', '.join(hparams.categories)}"
+            )
+    data = load_split(data_dir, hparams, config.scale_factor, split, wanted if prob == 0 else None)
+    model = checkpoints.load_model(model_dir)
+    for remark in data.remarks:
+        print(f"Note: {remark}.")
+    plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
+    facts = {
+        "model_dir": str(Path(model_dir).resolve()),
+        "model_sha256": file_sha256(Path(model_dir) / BEST),
+        "data_dir": str(Path(data_dir).resolve()),
+        "data_sha256": split_sha256(plan),
+        "scale_factor": data.scale_factor,
+        "categories": list(wanted),
+        "split": split,
+        "num_per_category": num_per_category,
+        "prob": prob,
+        "masking": masking,
+        "random_seed_sha256": file_sha256(random_seed) if prob > 0 else None,
+        "temperature": temperature,
+        "greedy": greedy,
+        "seed": seed,
+        "batch_size": batch_size,
+        "pictures": list(pictures),
+        "max_seq_len": data.max_seq_len,
+    }
+    facts["counts"] = _counts(plan, hparams, wanted)
+    for name, count in facts["counts"].items():
+        if count < num_per_category:
+            print(f"Note: {name} has {count} usable sketches, fewer than {num_per_category}.")
+    _prepare_output(output_dir, facts)
+
+    to_do = [
+        (position, member)
+        for position, member in enumerate(plan.members)
+        if not _stroke_path(output_dir, plan.key(member)).exists()
+    ]
+    done = len(plan.members) - len(to_do)
+    if done:
+        print(f"Going on: {done} of {len(plan.members)} sketches are there.")
+    codes: dict[tuple[int, int], np.ndarray] = {}
+
+    def remembered():
+        packed = _packed_batches(plan, to_do, hparams, prob, masking, workers)
+        for key, code in inference.encode(model, packed):
+            codes[key] = code
+            yield key, code
+
+    started, shown_at = time.monotonic(), 0.0
+    drawn = inference.generate(
+        model,
+        remembered(),
+        data.max_seq_len,
+        temperature=temperature,
+        greedy=greedy,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    for count, (key, sketch) in enumerate(drawn, start=1):
+        write_sample(output_dir, key, sketch, codes.pop(key), pictures)
+        now = time.monotonic()
+        if now - shown_at > 0.5 or count == len(to_do):
+            shown_at = now
+            _show_progress(done + count, len(plan.members), count / (now - started))
+    _write_gallery(output_dir, model, hparams, plan, facts)
+    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
+    return facts
+
+
+def load_split(
+    data_dir: str | Path,
+    hparams: HParams,
+    scale_factor: float | None,
+    split: str,
+    categories: tuple[str, ...] | None = None,
+) -> dataset.Dataset:
+    """One split in the model's units; the scale factor is computed where the model has none."""
+    needed = (split,)
+    if scale_factor is None:
+        needed = tuple({"train", split})
+        categories = None
+        print("Note: the model has no scale factor; it is computed from the training sketches.")
+    data = dataset.load_dataset(
+        data_dir, hparams, scale_factor=scale_factor, splits=needed, categories=categories
+    )
+    if hparams.max_seq_len == -1:
+        print(f"Note: the model has no longest sketch; taking {data.max_seq_len} rows.")
+    return data
+
+
+def make_plan(
+    split: Split,
+    hparams: HParams,
+    num_per_category: int,
+    categories: tuple[str, ...],
+    prob: float,
+    random_seed: str | Path,
+) -> Plan:
+    """Chooses the first sketches of each category, and the seeds of each.
+
+    The seeds of `random_seed` go to the model's categories in order, and in each to the first
+    `num_per_category` sketches of the file, whether they are asked for or not.
+
+    Raises:
+        UserError: the seeds run out, or their file is not readable.
+    """
+    first = np.flatnonzero(split.index < num_per_category)
+    names = np.array(hparams.categories)[split.category[first]]
+    chosen = np.isin(names, categories)
+    members = first[chosen].tolist()
+    if prob == 0:
+        return Plan(split, members, None)
+    seeds = read_seeds(random_seed)
+    last = int(np.flatnonzero(chosen)[-1]) + 1 if len(members) else 0
+    counts = [
+        utils.count_patches(split.sketch(i), hparams.graph_number) for i in first[:last].tolist()
+    ]
+    ends = np.cumsum([0, *counts])
+    if ends[-1] > len(seeds):
+        raise UserError(
+            f"{random_seed}: holds {len(seeds)} seeds, masking these sketches takes {ends[-1]}; "
+            "use a longer file or a smaller --num_per_category"
+        )
+    own = [seeds[ends[i] : ends[i + 1]] for i in np.flatnonzero(chosen).tolist()]
+    return Plan(split, members, own)
+
+
+def read_seeds(path: str | Path) -> np.ndarray:
+    """Uniform numbers in [0, 1), 1-D.
+
+    Raises:
+        UserError: the file is missing, broken, or holds something else.
+    """
+    try:
+        seeds = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path}: can't be read as seeds ({reason})") from error
+    if (
+        not isinstance(seeds, np.ndarray)
+        or seeds.ndim != 1
+        or seeds.dtype.kind != "f"
+        or not ((seeds >= 0) & (seeds <= 1)).all()
+    ):
+        raise UserError(f"{path}: seeds are a 1-D array of numbers from 0 to 1")
+    return seeds
+
+
+def write_sample(
+    output_dir: Path,
+    key: tuple[int, int],
+    sketch: np.ndarray,
+    code: np.ndarray,
+    pictures: tuple[str, ...],
+) -> None:
+    """Writes the files of one sketch; its strokes come last and mark it as complete."""
+    category, index = key
+    np.save(output_dir / f"code_{category}_{index}.npy", code[None])
+    if "svg" in pictures:
+        (output_dir / f"{category}_{index}.svg").write_text(drawing.to_svg(sketch))
+    if "png" in pictures:
+        drawing.write_png(output_dir / f"{category}_{index}.png", drawing.to_picture(sketch))
+    path = _stroke_path(output_dir, key)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, sketch[None])
+    temporary.replace(path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Fingerprint of a file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def split_sha256(plan: Plan) -> str:
+    """Fingerprint of the sketches of a plan, in order."""
+    digest = hashlib.sha256()
+    for member in plan.members:
+        start, end = plan.split.ends[member : member + 2]
+        digest.update(np.array([*plan.key(member), end - start], np.int64).tobytes())
+        digest.update(np.ascontiguousarray(plan.split.rows[start:end]).tobytes())
+    return digest.hexdigest()
+
+
+def _stroke_path(output_dir: Path, key: tuple[int, int]) -> Path:
+    return output_dir / f"stroke_{key[0]}_{key[1]}.npy"
+
+
+def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
+    if num_per_category < 1:
+        raise UserError(f"--num_per_category: {num_per_category} is not allowed; at least 1")
+    if not 0 <= prob <= 1:
+        raise UserError(f"--prob: {prob} is not allowed; from 0 to 1")
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"--temperature: {temperature} is not allowed; above 0")
+    if masking not in utils.MASKING_APPROACHES:
+        allowed = ", ".join(utils.MASKING_APPROACHES)
+        raise UserError(f"--masking: {masking!r} is not allowed; one of {allowed}")
+    if split not in dataset.SPLITS:
+        raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
+    if batch_size < 1:
+        raise UserError(f"--batch_size: {batch_size} is not allowed; at least 1")
+    for kind in pictures:
+        if kind not in PICTURES:
+            raise UserError(f"--pictures: {kind!r} is not allowed; svg, png, both or none")
+
+
+def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[str, int]:
+    of = plan.split.category[plan.members]
+    return {name: int((of == hparams.categories.index(name)).sum()) for name in categories}
+
+
+def _prepare_output(output_dir: Path, facts: dict) -> None:
+    """Makes the directory, or checks that what is there belongs to the same call."""
+    path = output_dir / SAMPLES_NAME
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            before = json.loads(path.read_text())
+            moved = ("model_dir", "data_dir")  # the fingerprints decide
+            other = [
+                f"{name} was {before.get(name)}, is {value}"
+                for name, value in facts.items()
+                if name not in moved and before.get(name) != value
+            ]
+            if other:
+                raise UserError(
+                    f"{output_dir} holds samples made otherwise ({'; '.join(other)}); choose "
+                    "another --output_dir"
+                )
+        elif next(output_dir.glob("stroke_*.npy"), None):
+            raise UserError(
+                f"{output_dir} holds samples without {SAMPLES_NAME}; choose another --output_dir"
+            )
+        drawing.write_text(path, json.dumps(facts, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: damaged ({error}); choose another --output_dir") from None
+
+
+def _packed_batches(
+    plan: Plan,
+    to_do: list[tuple[int, int]],
+    hparams: HParams,
+    prob: float,
+    masking: str,
+    workers: int | None,
+) -> Iterator[tuple[list[tuple[int, int]], dict[str, np.ndarray]]]:
+    def prepare(batch):
+        seeds = [plan.seeds[position] for position, _ in batch] if plan.seeds else None
+        graphs = dataset.pack_graphs(
+            [plan.split.sketch(member) for _, member in batch],
+            hparams,
+            mask_prob=prob,
+            seeds=seeds,
+            masking=masking,
+        )
+        return [plan.key(member) for _, member in batch], graphs
+
+    return dataset.prefetch(prepare, _batched(to_do, ENCODING_BATCH), workers)
+
+
+def _batched(items: list, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _show_progress(done: int, total: int, rate: float) -> None:
+    """One line that is rewritten on a terminal; elsewhere only the last is printed."""
+    line = f"{done}/{total} sketches, {rate:.1f} a second"
+    if sys.stdout.isatty():
+        print(f"\r{line} ", end="" if done < total else "\n", flush=True)
+    elif done == total:
+        print(line, flush=True)
+
+
+def _write_gallery(
+    output_dir: Path, model: SPGra2Seq, hparams: HParams, plan: Plan, facts: dict
+) -> None:
+    """gallery.png and index.html of the first sketches of each category."""
+    shown: dict[int, int] = {}
+    examples = []
+    for position, member in enumerate(plan.members):
+        category, index = plan.key(member)
+        shown[category] = shown.get(category, 0) + 1
+        if shown[category] > SHOWN_PER_CATEGORY:
+            continue
+        sketch = plan.split.sketch(member)
+        graph = utils.make_graph(
+            sketch,
+            graph_number=hparams.graph_number,
+            graph_picture_size=hparams.graph_picture_size,
+            mask_prob=facts["prob"],
+            seeds=plan.seeds[position] if plan.seeds else None,
+            masking=facts["masking"],
+        )
+        mask = utils.graph_mask(graph.n_patches, graph.masked, hparams.graph_number)
+        adjacency = ops.convert_to_numpy(model.adjacency(graph.patches[None], mask[None]))[0]
+        examples.append(
+            drawing.Example(
+                category=hparams.categories[category],
+                index=index,
+                original=sketch,
+                graph_picture=drawing.draw_graph(sketch, graph, adjacency),
+                corrupted=graph.patches[0],
+                generated=np.load(_stroke_path(output_dir, (category, index)))[0],
+            )
+        )
+    title = f"Redrawn, {facts['prob']:.0%} of the patches erased"
+    drawing.write_png(output_dir / "gallery.png", drawing.gallery(examples, title=title))
+    names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
+    page = drawing.index_html(examples, title=title, facts={k: facts[k] for k in names})
+    drawing.write_text(output_dir / "index.html", page)
+
+
+def main() -> None:
+    """Samples as the flags say."""
+    values = flags.FLAGS
+    sample(
+        values.data_dir,
+        values.model_dir,
+        values.output_dir,
+        num_per_category=values.num_per_category,
+        prob=values.prob,
+        temperature=values.temperature,
+        greedy=values.greedy,
+        seed=values.seed,
+        masking=values.masking,
+        random_seed=values.random_seed,
+        categories=_names(values.categories),
+        split=values.split,
+        batch_size=values.batch_size,
+        pictures=() if values.pictures == "none" else tuple(values.pictures.split(",")),
+        workers=values.workers or None,
+    )
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    """[bee,The Mona Lisa] or bee,The Mona Lisa; None for all."""
+    names = tuple(name.strip().strip("'\"") for name in text.strip().strip("[]").split(","))
+    return names if any(names) else None
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_string("data_dir", None, "Directory that holds <category>.npz, QuickDraw files.")
+    flags.DEFINE_string("model_dir", None, "Directory of a trained or imported model.")
+    flags.DEFINE_string("output_dir", None, "Directory for what is drawn.")
+    flags.DEFINE_integer("num_per_category", 2500, "Sketches to redraw of each category.")
+    flags.DEFINE_float("prob", 0.1, "Share of the patches that is erased first; 0: none.")
+    flags.DEFINE_float("temperature", inference.DEFAULT_TEMPERATURE, "Randomness of the drawing.")
+    flags.DEFINE_bool("greedy", False, "Draw what is most likely, without any randomness.")
+    flags.DEFINE_integer("seed", 0, "Seed of the drawing's random numbers.", 0)
+    flags.DEFINE_string(
+        "masking", "patch", "patch: erase, then crop; sketchhealer: crop and erase in turn."
+    )
+    flags.DEFINE_string("random_seed", str(RANDOM_SEED), "Numbers that decide what is erased.")
+    flags.DEFINE_string("categories", "", "Some of the model's categories, as in [bee,bus].")
+    flags.DEFINE_string("split", "test", "train, valid or test.")
+    flags.DEFINE_integer("batch_size", 256, "Sketches drawn at a time.")
+    flags.DEFINE_string("pictures", "svg,png", "svg, png, svg,png or none.")
+    flags.DEFINE_integer("workers", 0, "Threads that crop; 0 means half as many as cores.", 0)
+    flags.mark_flags_as_required(["data_dir", "model_dir", "output_dir"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
