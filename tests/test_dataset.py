@@ -30,6 +30,7 @@ from dataset import (
     evaluation_batches,
     load_dataset,
     make_batch,
+    pack_graphs,
     read_sketch_file,
     to_stroke5,
     training_batches,
@@ -1101,10 +1102,24 @@ def test_closing_ends_the_threads():
     assert not set(threading.enumerate()) - before
 
 
-def test_a_failure_reaches_the_reader():
+def test_a_failure_reaches_the_reader(monkeypatch):
     """What goes wrong in a thread is raised where the batches are read, not swallowed."""
-    with pytest.raises(ValueError):
-        list(evaluation_batches(split_of((6, 1, 5)), options(), stream="test"))
+
+    def broken(sketch):
+        raise ValueError("no canvas")
+
+    monkeypatch.setattr("utils.draw", broken)
+    with pytest.raises(ValueError, match="no canvas"):
+        list(evaluation_batches(split_of((6, 7, 5)), options(), stream="test"))
+
+
+def test_a_sketch_of_one_row_is_a_blank_canvas():
+    """Generated sketches may be that short; they have blank nodes and no patches."""
+    packed = pack_graphs([np.zeros((1, 3)), np.zeros((0, 3))], options(graph_number=5))
+    assert packed["pictures"].shape[0] == 1 and not packed["pictures"].any()
+    assert not packed["nodes"].any()
+    for mask in packed["graph_masks"]:
+        np.testing.assert_array_equal(mask, utils.graph_mask(0, [], 5))
 
 
 def batch_of(sketches, mask_prob, hparams, seed=0):
