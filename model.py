@@ -310,13 +310,17 @@ class Decoder(keras.layers.Layer):
             codes = ops.zeros_like(rows[:, :, :1]) + z
             inputs = self._drop(ops.concatenate([rows, codes], axis=-1), keep["input"])
             rows, z = inputs[:, :, : rnn.ROW_WIDTH], inputs[:, :, rnn.ROW_WIDTH :]
-        projected = self.cell.project(rows, self.cell.project_code(z))
-        masks = None
-        if "recurrent" in keep:
-            units = self.output_kernel.shape[0]
-            ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.compute_dtype)
-            masks = self._drop(ones, keep["recurrent"])
-        hidden, _ = self.cell.unroll(projected, state, masks)
+        if "recurrent" not in keep and getattr(self.cell, "fused_layer", None):
+            codes = ops.zeros_like(rows[:, :, :1]) + z
+            hidden, _ = self.cell.unroll_fused(ops.concatenate([rows, codes], axis=-1), state)
+        else:
+            projected = self.cell.project(rows, self.cell.project_code(z))
+            masks = None
+            if "recurrent" in keep:
+                units = self.output_kernel.shape[0]
+                ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.compute_dtype)
+                masks = self._drop(ones, keep["recurrent"])
+            hidden, _ = self.cell.unroll(projected, state, masks)
         if "output" in keep:
             hidden = self._drop(hidden, keep["output"])
         return ops.matmul(hidden, self.output_kernel)

@@ -4,7 +4,6 @@ python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_cat
 """
 
 import hashlib
-import itertools
 import json
 import sys
 import time
@@ -114,6 +113,11 @@ def sample(
     for remark in data.remarks:
         print(f"Note: {remark}.")
     plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
+    if not plan.members:
+        raise UserError(
+            f"{data_dir}: no usable sketch in the {split} split of {', '.join(wanted)}"
+            f" among the first {num_per_category}"
+        )
     facts = {
         "model_dir": str(Path(model_dir).resolve()),
         "model_sha256": file_sha256(Path(model_dir) / BEST),
@@ -139,11 +143,8 @@ def sample(
             print(f"Note: {name} has {count} usable sketches, fewer than {num_per_category}.")
     _prepare_output(output_dir, facts)
 
-    to_do = [
-        (position, member)
-        for position, member in enumerate(plan.members)
-        if not _stroke_path(output_dir, plan.key(member)).exists()
-    ]
+    keys = map(plan.key, plan.members)
+    to_do = {key for key in keys if not _stroke_path(output_dir, key).exists()}
     done = len(plan.members) - len(to_do)
     if done:
         print(f"Going on: {done} of {len(plan.members)} sketches are there.")
@@ -152,8 +153,9 @@ def sample(
     def remembered():
         packed = _packed_batches(plan, to_do, hparams, prob, masking, workers)
         for key, code in inference.encode(model, packed):
-            codes[key] = code
-            yield key, code
+            if key in to_do:
+                codes[key] = code
+                yield key, code
 
     started, shown_at = time.monotonic(), 0.0
     drawn = inference.generate(
@@ -183,12 +185,17 @@ def load_split(
     split: str,
     categories: tuple[str, ...] | None = None,
 ) -> dataset.Dataset:
-    """One split in the model's units; the scale factor is computed where the model has none."""
+    """One split in the model's units, and what an imported model lacks, from all of the data.
+
+    These are the scale factor and the longest sketch; without one of them, all categories come.
+    """
     needed = (split,)
     if scale_factor is None:
         needed = tuple({"train", split})
         categories = None
         print("Note: the model has no scale factor; it is computed from the training sketches.")
+    if hparams.max_seq_len == -1:
+        needed, categories = dataset.SPLITS, None
     data = dataset.load_dataset(
         data_dir, hparams, scale_factor=scale_factor, splits=needed, categories=categories
     )
@@ -329,7 +336,7 @@ def _prepare_output(output_dir: Path, facts: dict) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            before = json.loads(path.read_text())
+            before = _read_facts(path)
             moved = ("model_dir", "data_dir")  # the fingerprints decide
             other = [
                 f"{name} was {before.get(name)}, is {value}"
@@ -348,36 +355,40 @@ def _prepare_output(output_dir: Path, facts: dict) -> None:
         drawing.write_text(path, json.dumps(facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
-    except json.JSONDecodeError as error:
+
+
+def _read_facts(path: Path) -> dict:
+    try:
+        return {**json.loads(path.read_text())}  # a TypeError where it holds something else
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); choose another --output_dir") from None
 
 
 def _packed_batches(
     plan: Plan,
-    to_do: list[tuple[int, int]],
+    to_do: set[tuple[int, int]],
     hparams: HParams,
     prob: float,
     masking: str,
     workers: int | None,
 ) -> Iterator[tuple[list[tuple[int, int]], dict[str, np.ndarray]]]:
-    def prepare(batch):
-        seeds = [plan.seeds[position] for position, _ in batch] if plan.seeds else None
+    def prepare(positions):
+        members = [plan.members[position] for position in positions]
         graphs = dataset.pack_graphs(
-            [plan.split.sketch(member) for _, member in batch],
+            [plan.split.sketch(member) for member in members],
             hparams,
             mask_prob=prob,
-            seeds=seeds,
+            seeds=[plan.seeds[position] for position in positions] if plan.seeds else None,
             masking=masking,
         )
-        return [plan.key(member) for _, member in batch], graphs
+        return [plan.key(member) for member in members], graphs
 
-    return dataset.prefetch(prepare, _batched(to_do, ENCODING_BATCH), workers)
-
-
-def _batched(items: list, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    # A code's last bits depend on its neighbours: what is done stays in its batch when an
+    # interrupted call goes on, so that the rest comes out as it would have.
+    starts = range(0, len(plan.members), ENCODING_BATCH)
+    batches = (range(i, min(i + ENCODING_BATCH, len(plan.members))) for i in starts)
+    wanted = (b for b in batches if any(plan.key(plan.members[i]) in to_do for i in b))
+    return dataset.prefetch(prepare, wanted, workers)
 
 
 def _show_progress(done: int, total: int, rate: float) -> None:

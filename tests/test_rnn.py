@@ -553,3 +553,36 @@ def test_model_takes_seed_from_batch():
     before = np.asarray(model.decoder.dropout_seeds.state.value)
     assert np.isfinite(float(model.losses(*args, training=True)["reconstruction"]))
     np.testing.assert_array_equal(model.decoder.dropout_seeds.state.value, before)
+
+
+def test_the_fused_kernel_takes_the_same_weights():
+    """Keras's LSTM, a cuDNN kernel on a GPU, gives the cell's results and gradients.
+
+    Here it runs as Keras's plain loop: what is tested is that gate order, forget bias and state
+    order are converted. Tolerances are float32 rounding over five steps.
+    """
+    tf = pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    width, units, steps, batch = 8, 6, 5, 3
+    cell = rnn.LSTMCell(width, units, seed=1)
+    cell.bias.assign(rng.standard_normal(4 * units))
+    cell.fused_layer = rnn._untracked_lstm(width, units)
+    assert [v.path.rpartition("/")[2] for v in cell.weights] == ["W_xh", "W_hh", "bias"]
+    inputs = rng.standard_normal((steps, batch, width)).astype(np.float32)
+    state = tuple(rng.standard_normal((batch, units)).astype(np.float32) for _ in range(2))
+    variables = [v.value for v in cell.trainable_variables]
+
+    def outcome(unroll):
+        with tf.GradientTape() as tape:
+            hs, (c, h) = unroll()
+            total = tf.reduce_sum(hs * hs) + tf.reduce_sum(c) + tf.reduce_sum(h * c)
+        return [hs, c, h, *tape.gradient(total, variables)]
+
+    def plain():
+        rows, z = inputs[..., : rnn.ROW_WIDTH], inputs[..., rnn.ROW_WIDTH :]
+        return cell.unroll(cell.project(rows, cell.project_code(z)), state)
+
+    for ours, fused in zip(
+        outcome(plain), outcome(lambda: cell.unroll_fused(inputs, state)), strict=True
+    ):
+        np.testing.assert_allclose(ours, fused, rtol=1e-5, atol=1e-5)
