@@ -1,23 +1,28 @@
-# make demo: install, write the embedded sketches, train a small model on them.
+# make demo: install, write the embedded sketches, train a small model, heal sketches with it.
 # make test: install, lint, run the tests.
 PYTHON ?= python3.11
 VENV ?= .venv
 DEMO ?= demo
 
-DEMO_OPTIONS = categories=[fish,flower,house,sailboat,smiley,snowman,tree,umbrella],batch_size=32,$\
-	dec_rnn_size=256,z_size=64,num_mixture=30,graph_picture_size=128,num_steps=600
+DEMO_OPTIONS = categories=[fish,house,smiley,umbrella],batch_size=32,graph_picture_size=64,$\
+	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1250,save_every=5,$\
+	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0001
 
 .PHONY: demo test clean
 
 demo: $(VENV)/installed
-	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=400 --valid=40 --test=40
+	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=500 --valid=32 --test=32 \
+		--categories=fish,house,smiley,umbrella
 	$(VENV)/bin/python train.py --data_dir=$(DEMO)/data --log_root=$(DEMO)/model \
 		--resume_training=True --hparams="$(DEMO_OPTIONS)"
+	$(VENV)/bin/python sample.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
+		--output_dir=$(DEMO)/healed --num_per_category=32 --prob=0.1 --batch_size=64
 	@echo
-	@echo "Sketches:        $(DEMO)/data/<category>.npz"
+	@echo "Healed sketches: $(DEMO)/healed/index.html and gallery.png"
 	@echo "Model:           $(DEMO)/model (best.npz, latest.npz, model_config.json)"
 	@echo "Learning curves: $(DEMO)/model/metrics.csv, or"
 	@echo "                 $(VENV)/bin/tensorboard --logdir $(DEMO)/model/tensorboard"
+	@echo "Training data:   $(DEMO)/data/<category>.npz"
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .

@@ -16,6 +16,7 @@ from model import MIXTURES, SPGra2Seq, split_outputs
 GENERATION_STREAM = 3  # first entry of the random streams' keys; see `dataset`
 CHUNK = 8  # steps between two looks at which sketches have ended
 DEFAULT_TEMPERATURE = 0.24
+ROW_BLOCK = 8  # a batch is widened to a multiple of it, by at most 8 such blocks
 DRAWS = 4  # random numbers of a step: mixture, pen state, two coordinates
 
 
@@ -92,7 +93,7 @@ def generate(
             deviations multiplied.
         greedy: take the most likely mixture's mean and the most likely pen state instead.
         seed: of the random numbers.
-        batch_size: sketches drawn at a time.
+        batch_size: sketches drawn at a time; some more where that makes them all round alike.
         jit: compile first, which pays for more than a few sketches.
 
     Yields:
@@ -103,6 +104,7 @@ def generate(
     draw = chunk_function(decoder, temperature, greedy)
     if jit:
         draw = compiled(draw, model)
+    batch_size = _even_width(draw, model, batch_size)
     waiting = iter(codes)
     keys: list[Hashable | None] = [None] * batch_size
     drawn: list[list[np.ndarray]] = [[] for _ in range(batch_size)]
@@ -139,6 +141,26 @@ def generate(
                 sketch = np.concatenate(drawn[slot])[:steps, [0, 1, 3]].astype(np.float64)
                 yield key, sketch
                 keys[slot], position[slot] = None, 0
+
+
+def _even_width(draw: Callable, model: SPGra2Seq, batch_size: int) -> int:
+    """The fewest rows from batch_size on that come out alike wherever they stand in a batch.
+
+    Of some widths a matrix product rounds a few rows otherwise than the rest, which ones depends
+    on the machine; a sketch would then depend on the place that happens to be free for it.
+    """
+    rng = np.random.default_rng(0)
+    sizes = (model.hparams.z_size, 5, *model.decoder.cell.state_sizes)
+    z, rows, *state = (rng.standard_normal((1, n)).astype(np.float32) for n in sizes)
+    randoms = rng.random((1, CHUNK, DRAWS), np.float32)
+    block = -(-batch_size // ROW_BLOCK)
+    for width in (batch_size, *(ROW_BLOCK * n for n in range(block, block + 9))):
+        arguments = (z, np.zeros(1, bool), rows, tuple(state), randoms)
+        wide = keras.tree.map_structure(lambda a, n=width: np.repeat(a, n, axis=0), arguments)
+        drawn = map(ops.convert_to_numpy, keras.tree.flatten(draw(*wide)))
+        if all(np.array_equal(a, np.repeat(a[:1], width, 0), equal_nan=True) for a in drawn):
+            return width
+    return batch_size
 
 
 def _random_numbers(seed: int, key: Hashable, steps: int) -> np.ndarray:

@@ -1,0 +1,53 @@
+"""The README says what the software does."""
+
+import re
+from pathlib import Path
+
+import cli  # noqa: F401, keeps TensorFlow quiet
+
+import pytest
+from absl import flags
+
+import import_checkpoint
+import sample
+import train
+from hparams import option_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_option_is_in_the_table():
+    """Name, default, allowed values and meaning of each option are those of the code."""
+    rows = [f"| `{n}` | `{d}` | {allowed} | {text} |" for n, d, allowed, text in option_rows()]
+    assert "\n".join(rows) in README
+
+
+@pytest.mark.parametrize("script", [train, sample, import_checkpoint])
+def test_every_flag_is_there_with_its_default(script):
+    """No flag without a word about it, no default that is another."""
+    before = set(flags.FLAGS)
+    script.define_flags()
+    names = sorted(set(flags.FLAGS) - before)
+    defaults = {name: flags.FLAGS[name].default for name in names}
+    for name in names:  # another script may have a flag of the same name
+        delattr(flags.FLAGS, name)
+    assert names
+    for name, default in defaults.items():
+        assert f"--{name}" in README, name
+        for shown in re.findall(rf"^\| `--{name}=(\S+)`", README, re.MULTILINE):
+            if isinstance(default, float):
+                assert float(shown) == default, name
+            elif name not in ("resume_training", "random_seed"):
+                assert shown == str(default), name
+
+
+def test_what_is_named_exists():
+    """Commands, modules and pictures that the README names are there."""
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    for name in re.findall(r"`(\w+\.py)`|python (\w+\.py)", README):
+        assert (ROOT / (name[0] or name[1])).is_file(), name
+    for path in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
