@@ -4,19 +4,19 @@ PYTHON ?= python3.11
 VENV ?= .venv
 DEMO ?= demo
 
-DEMO_OPTIONS = categories=[fish,house,smiley,umbrella],batch_size=32,graph_picture_size=64,$\
-	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1250,save_every=5,$\
-	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0001
+DEMO_OPTIONS = categories=[fish,smiley,umbrella],batch_size=32,graph_picture_size=64,$\
+	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1400,save_every=5,$\
+	learning_rate=0.003,decay_rate=0.9985,min_learning_rate=0.0002
 
 .PHONY: demo test clean
 
 demo: $(VENV)/installed
-	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=500 --valid=32 --test=32 \
-		--categories=fish,house,smiley,umbrella
+	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=700 --valid=32 --test=32 \
+		--categories=fish,smiley,umbrella
 	$(VENV)/bin/python train.py --data_dir=$(DEMO)/data --log_root=$(DEMO)/model \
 		--resume_training=True --hparams="$(DEMO_OPTIONS)"
 	$(VENV)/bin/python sample.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
-		--output_dir=$(DEMO)/healed --num_per_category=32 --prob=0.1 --batch_size=64
+		--output_dir=$(DEMO)/healed --num_per_category=32 --prob=0.1 --temperature=0.1 --batch_size=64
 	@echo
 	@echo "Healed sketches: $(DEMO)/healed/index.html and gallery.png"
 	@echo "Model:           $(DEMO)/model (best.npz, latest.npz, model_config.json)"
