@@ -5,8 +5,8 @@ VENV ?= .venv
 DEMO ?= demo
 
 DEMO_OPTIONS = categories=[fish,smiley,umbrella],batch_size=32,graph_picture_size=64,$\
-	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1400,save_every=5,$\
-	learning_rate=0.003,decay_rate=0.9985,min_learning_rate=0.0002
+	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1150,save_every=5,$\
+	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0002
 
 .PHONY: demo test clean
 

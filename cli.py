@@ -52,6 +52,8 @@ with _plain_interrupt(), _native_stderr_hidden():
         import tensorflow
 
         tensorflow.config.list_physical_devices()
+        # Its advice on retracing, for a model that meets a few shapes of batches.
+        tensorflow.get_logger().setLevel("ERROR")
 
 
 def run(main: Callable[[], None]) -> None:
