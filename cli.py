@@ -32,14 +32,16 @@ def _native_stderr_hidden():
 @contextlib.contextmanager
 def _plain_interrupt():
     """Lets Ctrl-C end the process as it would any program, not with a traceback."""
-    if threading.current_thread() is not threading.main_thread():  # may not handle signals
+    # Only a main thread may handle signals, and who ignores Ctrl-C or handles it goes on doing so.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -443,10 +443,15 @@ class Interruption:
         self.requested = False
 
     def __enter__(self):
-        # Only a main thread may handle signals; elsewhere the caller's handling stays.
+        # Only a main thread may handle signals; elsewhere the caller's handling stays. So does an
+        # ignored Ctrl-C: a shell that puts a run into the background arranges for that.
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+            self.before = {
+                number: signal.signal(number, self._request)
+                for number in self.SIGNALS
+                if signal.getsignal(number) not in (None, signal.SIG_IGN)
+            }
         return self
 
     def __exit__(self, *_):

@@ -421,7 +421,9 @@ def test_shared_pictures_change_nothing():
     model.start_clusters(shared)
     centroids = np.asarray(model.clusters.centroids) + 0
     model.start_clusters(spread)
-    np.testing.assert_array_equal(model.clusters.centroids, centroids)
+    # Products of other sizes may round otherwise: float32, values of order 0.1.
+    np.testing.assert_allclose(model.clusters.centroids, centroids, atol=1e-6)
+    model.clusters.centroids.assign(centroids)
     ours = gradients(model, shared)
     model.clusters.centroids.assign(centroids)
     for one, other in zip(ours, gradients(model, spread), strict=True):

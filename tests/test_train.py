@@ -146,11 +146,16 @@ def test_interrupted_tidily_and_resumed(finished, data_dir, tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(train.MetricsLog, "write", interrupt)
-    state = train.train(data_dir, tmp_path / "run", OPTIONS)
+    # Programs that a shell starts in the background ignore Ctrl-C; the tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        state = train.train(data_dir, tmp_path / "run", OPTIONS)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert (state.updates, state.finished) == (4, "")
     assert "--resume_training=True" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # Options that are not given are the run's own.
     train.train(data_dir, tmp_path / "run", "", resume=True)
     assert_same_run(finished, tmp_path / "run")
