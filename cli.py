@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from absl import app, flags
@@ -56,6 +57,35 @@ with _plain_interrupt(), _native_stderr_hidden():
         tensorflow.config.list_physical_devices()
         # Its advice on retracing, for a model that meets a few shapes of batches.
         tensorflow.get_logger().setLevel("ERROR")
+
+
+class Progress:
+    """A line that is rewritten on a terminal; elsewhere only the last is printed.
+
+    Args:
+        what: is counted, in the plural.
+        total: how many there will be.
+        done: how many there are already.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.done, self.before = what, total, done, done
+        self.started, self.shown_at = time.monotonic(), 0.0
+
+    def advance(self) -> None:
+        """One more is done."""
+        self.done += 1
+        now = time.monotonic()
+        finished = self.done == self.total
+        if now - self.shown_at < 0.5 and not finished:
+            return
+        self.shown_at = now
+        rate = (self.done - self.before) / max(now - self.started, 1e-9)
+        line = f"{self.done}/{self.total} {self.what}, {rate:.1f} a second"
+        if sys.stdout.isatty():
+            print(f"\r{line} ", end="\n" if finished else "", flush=True)
+        elif finished:
+            print(line, flush=True)
 
 
 def run(main: Callable[[], None]) -> None:

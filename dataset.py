@@ -55,6 +55,10 @@ class Split:
         sketch[:, :2] /= np.float32(self.scale_factor)
         return sketch
 
+    def key(self, i: int) -> tuple[int, int]:
+        """Category and index, which name a sketch in files and random numbers."""
+        return int(self.category[i]), int(self.index[i])
+
     @property
     def lengths(self) -> np.ndarray:
         """Rows of each sketch, int64 (n,)."""

@@ -3,10 +3,7 @@
 python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_category=300 --prob=0.1
 """
 
-import hashlib
 import json
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +23,16 @@ from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, UserError, read_config
 from model import SPGra2Seq
+from sample_files import (
+    SAMPLES_NAME,
+    Key,
+    file_sha256,
+    load_split,
+    read_facts,
+    split_sha256,
+    stroke_path,
+)
 
-SAMPLES_NAME = "samples.json"
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
 ENCODING_BATCH = 32
@@ -46,10 +51,6 @@ class Plan(NamedTuple):
     split: Split
     members: list[int]
     seeds: list[np.ndarray] | None
-
-    def key(self, member: int) -> tuple[int, int]:
-        """Category and index, which name a sketch in files and random numbers."""
-        return int(self.split.category[member]), int(self.split.index[member])
 
 
 def sample(
@@ -108,9 +109,10 @@ def sample(
                 f"--categories: the model has no category {name!r}, it has "
                 f"{', '.join(hparams.categories)}"
             )
-    data = load_split(data_dir, hparams, config.scale_factor, split, wanted if prob == 0 else None)
+    needed = wanted if prob == 0 else None
+    data, remarks = load_split(data_dir, hparams, config.scale_factor, split, needed)
     model = checkpoints.load_model(model_dir)
-    for remark in data.remarks:
+    for remark in (*remarks, *data.remarks):
         print(f"Note: {remark}.")
     plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
     if not plan.members:
@@ -122,7 +124,7 @@ def sample(
         "model_dir": str(Path(model_dir).resolve()),
         "model_sha256": file_sha256(Path(model_dir) / BEST),
         "data_dir": str(Path(data_dir).resolve()),
-        "data_sha256": split_sha256(plan),
+        "data_sha256": split_sha256(plan.split, plan.members),
         "scale_factor": data.scale_factor,
         "categories": list(wanted),
         "split": split,
@@ -143,12 +145,12 @@ def sample(
             print(f"Note: {name} has {count} usable sketches, fewer than {num_per_category}.")
     _prepare_output(output_dir, facts)
 
-    keys = map(plan.key, plan.members)
-    to_do = {key for key in keys if not _stroke_path(output_dir, key).exists()}
+    keys = map(plan.split.key, plan.members)
+    to_do = {key for key in keys if not stroke_path(output_dir, key).exists()}
     done = len(plan.members) - len(to_do)
     if done:
         print(f"Going on: {done} of {len(plan.members)} sketches are there.")
-    codes: dict[tuple[int, int], np.ndarray] = {}
+    codes: dict[Key, np.ndarray] = {}
 
     def remembered():
         packed = _packed_batches(plan, to_do, hparams, prob, masking, workers)
@@ -157,7 +159,6 @@ def sample(
                 codes[key] = code
                 yield key, code
 
-    started, shown_at = time.monotonic(), 0.0
     drawn = inference.generate(
         model,
         remembered(),
@@ -167,41 +168,13 @@ def sample(
         seed=seed,
         batch_size=batch_size,
     )
-    for count, (key, sketch) in enumerate(drawn, start=1):
+    progress = cli.Progress("sketches", len(plan.members), done)
+    for key, sketch in drawn:
         write_sample(output_dir, key, sketch, codes.pop(key), pictures)
-        now = time.monotonic()
-        if now - shown_at > 0.5 or count == len(to_do):
-            shown_at = now
-            _show_progress(done + count, len(plan.members), count / (now - started))
+        progress.advance()
     _write_gallery(output_dir, model, hparams, plan, facts)
     print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
     return facts
-
-
-def load_split(
-    data_dir: str | Path,
-    hparams: HParams,
-    scale_factor: float | None,
-    split: str,
-    categories: tuple[str, ...] | None = None,
-) -> dataset.Dataset:
-    """One split in the model's units, and what an imported model lacks, from all of the data.
-
-    These are the scale factor and the longest sketch; without one of them, all categories come.
-    """
-    needed = (split,)
-    if scale_factor is None:
-        needed = tuple({"train", split})
-        categories = None
-        print("Note: the model has no scale factor; it is computed from the training sketches.")
-    if hparams.max_seq_len == -1:
-        needed, categories = dataset.SPLITS, None
-    data = dataset.load_dataset(
-        data_dir, hparams, scale_factor=scale_factor, splits=needed, categories=categories
-    )
-    if hparams.max_seq_len == -1:
-        print(f"Note: the model has no longest sketch; taking {data.max_seq_len} rows.")
-    return data
 
 
 def make_plan(
@@ -264,7 +237,7 @@ def read_seeds(path: str | Path) -> np.ndarray:
 
 def write_sample(
     output_dir: Path,
-    key: tuple[int, int],
+    key: Key,
     sketch: np.ndarray,
     code: np.ndarray,
     pictures: tuple[str, ...],
@@ -276,34 +249,11 @@ def write_sample(
         (output_dir / f"{category}_{index}.svg").write_text(drawing.to_svg(sketch))
     if "png" in pictures:
         drawing.write_png(output_dir / f"{category}_{index}.png", drawing.to_picture(sketch))
-    path = _stroke_path(output_dir, key)
+    path = stroke_path(output_dir, key)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
         np.save(file, sketch[None])
     temporary.replace(path)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Fingerprint of a file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from error
-
-
-def split_sha256(plan: Plan) -> str:
-    """Fingerprint of the sketches of a plan, in order."""
-    digest = hashlib.sha256()
-    for member in plan.members:
-        start, end = plan.split.ends[member : member + 2]
-        digest.update(np.array([*plan.key(member), end - start], np.int64).tobytes())
-        digest.update(np.ascontiguousarray(plan.split.rows[start:end]).tobytes())
-    return digest.hexdigest()
-
-
-def _stroke_path(output_dir: Path, key: tuple[int, int]) -> Path:
-    return output_dir / f"stroke_{key[0]}_{key[1]}.npy"
 
 
 def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
@@ -336,7 +286,7 @@ def _prepare_output(output_dir: Path, facts: dict) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            before = _read_facts(path)
+            before = read_facts(path)
             moved = ("model_dir", "data_dir")  # the fingerprints decide
             other = [
                 f"{name} was {before.get(name)}, is {value}"
@@ -357,21 +307,14 @@ def _prepare_output(output_dir: Path, facts: dict) -> None:
         raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
 
 
-def _read_facts(path: Path) -> dict:
-    try:
-        return {**json.loads(path.read_text())}  # a TypeError where it holds something else
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); choose another --output_dir") from None
-
-
 def _packed_batches(
     plan: Plan,
-    to_do: set[tuple[int, int]],
+    to_do: set[Key],
     hparams: HParams,
     prob: float,
     masking: str,
     workers: int | None,
-) -> Iterator[tuple[list[tuple[int, int]], dict[str, np.ndarray]]]:
+) -> Iterator[tuple[list[Key], dict[str, np.ndarray]]]:
     def prepare(positions):
         members = [plan.members[position] for position in positions]
         graphs = dataset.pack_graphs(
@@ -381,23 +324,14 @@ def _packed_batches(
             seeds=[plan.seeds[position] for position in positions] if plan.seeds else None,
             masking=masking,
         )
-        return [plan.key(member) for member in members], graphs
+        return [plan.split.key(member) for member in members], graphs
 
     # A code's last bits depend on its neighbours: what is done stays in its batch when an
     # interrupted call goes on, so that the rest comes out as it would have.
     starts = range(0, len(plan.members), ENCODING_BATCH)
     batches = (range(i, min(i + ENCODING_BATCH, len(plan.members))) for i in starts)
-    wanted = (b for b in batches if any(plan.key(plan.members[i]) in to_do for i in b))
+    wanted = (b for b in batches if any(plan.split.key(plan.members[i]) in to_do for i in b))
     return dataset.prefetch(prepare, wanted, workers)
-
-
-def _show_progress(done: int, total: int, rate: float) -> None:
-    """One line that is rewritten on a terminal; elsewhere only the last is printed."""
-    line = f"{done}/{total} sketches, {rate:.1f} a second"
-    if sys.stdout.isatty():
-        print(f"\r{line} ", end="" if done < total else "\n", flush=True)
-    elif done == total:
-        print(line, flush=True)
 
 
 def _write_gallery(
@@ -407,7 +341,7 @@ def _write_gallery(
     shown: dict[int, int] = {}
     examples = []
     for position, member in enumerate(plan.members):
-        category, index = plan.key(member)
+        category, index = plan.split.key(member)
         shown[category] = shown.get(category, 0) + 1
         if shown[category] > SHOWN_PER_CATEGORY:
             continue
@@ -429,7 +363,7 @@ def _write_gallery(
                 original=sketch,
                 graph_picture=drawing.draw_graph(sketch, graph, adjacency),
                 corrupted=graph.patches[0],
-                generated=np.load(_stroke_path(output_dir, (category, index)))[0],
+                generated=np.load(stroke_path(output_dir, (category, index)))[0],
             )
         )
     title = f"Redrawn, {facts['prob']:.0%} of the patches erased"

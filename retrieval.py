@@ -1,0 +1,295 @@
+"""Ret: how often a generated sketch leads back to the sketch that it was made from.
+
+python retrieval.py --data_dir=DIR --model_dir=MODEL --sample_dir=OUT
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cli
+
+import numpy as np
+from absl import flags
+
+import checkpoints
+import dataset
+import inference
+import sample_files
+from hparams import HParams, UserError
+from model import SPGra2Seq
+
+RESULT_NAME = "ret.json"
+TOPS = (1, 10, 50)
+DIRECTIONS = ("generated", "original")
+BLOCK = 2**21  # distances held at a time
+PAIRS = 2**16  # differences of codes held at a time
+ENCODING_BATCH = 32
+
+
+def retrieval(
+    data_dir: str | Path,
+    model_dir: str | Path,
+    sample_dir: str | Path,
+    *,
+    direction: str = "generated",
+    workers: int | None = None,
+) -> dict:
+    """Measures Ret of the sketches that `sample.sample` wrote.
+
+    The generated sketches are drawn and cropped afresh, nothing masked, and looked up among all
+    original sketches of the split that they were made from.
+
+    Args:
+        data_dir: holds `<category>.npz`.
+        model_dir: holds the model.
+        sample_dir: holds the generated sketches, any number of them; takes ret.json.
+        direction: see `ret`.
+        workers: threads that crop; None: half as many as there are cores.
+
+    Returns:
+        What ret.json holds.
+
+    Raises:
+        UserError: no model, data or samples; samples of another model or of other data.
+    """
+    if direction not in DIRECTIONS:
+        allowed = " or ".join(DIRECTIONS)
+        raise UserError(f"--direction: {direction!r} is not allowed; {allowed}")
+    samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
+    for remark in samples.remarks:
+        print(f"Note: {remark}.")
+    model = checkpoints.load_model(model_dir)
+    split = samples.split
+    originals = encode(
+        model, [split.sketch(i) for i in range(len(split))], samples.hparams, "originals", workers
+    )
+    generated = encode(
+        model, [samples.sketch(key) for key in samples.keys], samples.hparams, "generated", workers
+    )
+    if direction == "generated":
+        found = ranks(generated, originals, samples.members)
+        gallery = len(originals)
+    else:
+        found = ranks(originals[samples.members], generated, np.arange(len(generated)))
+        gallery = len(generated)
+    category = split.category[samples.members]
+    names = [samples.hparams.categories[c] for c in np.unique(category)]
+    measure = {
+        "measure": "ret",
+        "direction": direction,
+        "queries": len(found),
+        "gallery": gallery,
+        "ret": _keyed(shares(found)),
+        "chance": _keyed({top: min(1.0, top / gallery) for top in TOPS}),
+        "ret_per_category": {
+            name: _keyed(shares(found[category == samples.hparams.categories.index(name)]))
+            for name in names
+        },
+    }
+    return sample_files.write_result(RESULT_NAME, samples, measure)
+
+
+def ret(
+    generated: np.ndarray,
+    originals: np.ndarray,
+    tops: tuple[int, ...] = TOPS,
+    direction: str = "generated",
+) -> dict[int, float]:
+    """Top-k retrieval accuracies of codes of which row i belongs to row i.
+
+    Args:
+        generated: (N, Z), codes of the generated sketches, finite.
+        originals: (N, Z), codes of the sketches that they were made from, finite.
+        tops: the k.
+        direction: "generated" looks up each generated sketch's code among the originals' (the
+            article's published code), "original" each original's among the generated ones' (the
+            authors' later code).
+
+    Returns:
+        For each k the share, 0 to 1, of the codes whose own counterpart is among the k nearest.
+
+    Raises:
+        ValueError: other shapes, no codes, an unknown direction.
+    """
+    generated, originals = np.asarray(generated), np.asarray(originals)
+    if generated.shape != originals.shape:
+        raise ValueError(f"codes of shapes {generated.shape} and {originals.shape} can't be paired")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is one of {', '.join(DIRECTIONS)}, not {direction!r}")
+    queries, codes = (generated, originals) if direction == "generated" else (originals, generated)
+    return shares(ranks(queries, codes, np.arange(len(codes))), tops)
+
+
+def shares(found: np.ndarray, tops: tuple[int, ...] = TOPS) -> dict[int, float]:
+    """For each k the share of the ranks (counted from 1) that are at most k."""
+    return {top: float(np.mean(found <= top)) for top in tops}
+
+
+def ranks(queries: np.ndarray, codes: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The place of each query's own code among all, ordered by mean squared difference.
+
+    Exact as float64 differences are: products only sort out what is clearly nearer or farther.
+    Equal distances count in index order. Takes O(Q N Z) operations and O(Q + N) memory.
+
+    Args:
+        queries: (Q, Z), finite.
+        codes: (N, Z), finite.
+        own: int (Q,), the row of `codes` that belongs to each query.
+
+    Returns:
+        int64 (Q,), 1 for the nearest.
+
+    Raises:
+        ValueError: no codes, or values that are not finite.
+    """
+    queries, codes = np.asarray(queries, np.float64), np.asarray(codes, np.float64)
+    own = np.asarray(own, np.int64)
+    if queries.ndim != 2 or codes.ndim != 2 or not len(queries) or not len(codes):
+        raise ValueError(f"no codes to rank: shapes {queries.shape} and {codes.shape}")
+    if not (np.isfinite(queries).all() and np.isfinite(codes).all()):
+        raise ValueError("codes must be finite")
+    # Around their mean the codes are small, and so is what a product may be off by.
+    center = codes.mean(axis=0)
+    near_codes = codes - center
+    squares = np.square(near_codes).sum(axis=1)
+    _, twins = np.unique(codes, axis=0, return_inverse=True)
+    found = np.empty(len(queries), np.int64)
+    size = max(1, BLOCK // len(codes))
+    for start in range(0, len(queries), size):
+        rows = slice(start, start + size)
+        q, mine = queries[rows] - center, own[rows]
+        # Squared distances, but for the query's own square.
+        distances = (-2 * q) @ near_codes.T
+        distances += squares
+        limit = distances[np.arange(len(q)), mine]
+        reach = np.sqrt(np.square(q).sum(axis=1)) + np.sqrt(squares.max())
+        slack = 4 * (codes.shape[1] + 8) * np.finfo(np.float64).eps * np.square(reach)
+        below = np.count_nonzero(distances < (limit - slack)[:, None], axis=1)
+        not_above = np.count_nonzero(distances <= (limit + slack)[:, None], axis=1)
+        for first, last in _runs(not_above - below > 1):
+            close = (
+                np.abs(distances[first:last] - limit[first:last, None]) <= slack[first:last, None]
+            )
+            row, column = np.nonzero(close)
+            row += first
+            wins = _precedes(queries[rows], codes, row, column, mine[row], twins)
+            below += np.bincount(row[wins], minlength=len(q))
+        found[rows] = below + 1
+    return found
+
+
+def _runs(marks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _precedes(
+    queries: np.ndarray,
+    codes: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    own: np.ndarray,
+    twins: np.ndarray,
+) -> np.ndarray:
+    """Whether codes[column] comes before codes[own] for queries[row], by direct differences."""
+    wins = column < own
+    different = np.flatnonzero(twins[column] != twins[own])
+    for start in range(0, len(different), PAIRS):
+        pairs = different[start : start + PAIRS]
+        q = queries[row[pairs]]
+        other = np.square(q - codes[column[pairs]]).sum(axis=1)
+        mine = np.square(q - codes[own[pairs]]).sum(axis=1)
+        wins[pairs] = (other < mine) | ((other == mine) & wins[pairs])
+    return wins
+
+
+def encode(
+    model: SPGra2Seq,
+    sketches: list[np.ndarray],
+    hparams: HParams,
+    name: str,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Codes mu of sketches of which nothing is masked.
+
+    Args:
+        model: the model.
+        sketches: stroke-3 (n, 3) in model units; one of fewer than two rows is a blank canvas.
+        hparams: the model's options.
+        name: what the progress line calls them.
+        workers: threads that crop; None: half as many as there are cores.
+
+    Returns:
+        float32 (N, Z).
+    """
+
+    def prepare(positions):
+        return positions, dataset.pack_graphs([sketches[i] for i in positions], hparams)
+
+    count = len(sketches)
+    plans = (range(i, min(i + ENCODING_BATCH, count)) for i in range(0, count, ENCODING_BATCH))
+    codes = np.empty((count, hparams.z_size), np.float32)
+    progress = cli.Progress(f"{name} encoded", count)
+    for i, code in inference.encode(model, dataset.prefetch(prepare, plans, workers)):
+        codes[i] = code
+        progress.advance()
+    return codes
+
+
+def table(result: dict) -> str:
+    """The measure as a person reads it: percentages, a row a category."""
+    rows = [
+        *result["ret_per_category"].items(),
+        ("all", result["ret"]),
+        ("chance", result["chance"]),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'Ret, %':{width}}" + "".join(f"{f'Top-{top}':>9}" for top in TOPS)]
+    for name, values in rows:
+        lines.append(f"{name:{width}}" + "".join(f"{100 * values[str(t)]:9.2f}" for t in TOPS))
+    return "\n".join(lines)
+
+
+def _keyed(values: dict[int, float]) -> dict[str, float]:
+    """Keyed as JSON will have it."""
+    return {str(top): share for top, share in values.items()}
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    values = flags.FLAGS
+    result = retrieval(
+        values.data_dir,
+        values.model_dir,
+        values.sample_dir,
+        direction=values.direction,
+        workers=values.workers or None,
+    )
+    print(table(result))
+    queries, gallery = "generated", "original"
+    if result["direction"] == "original":
+        queries, gallery = gallery, queries
+    print(
+        f"{result['queries']} {queries} sketches looked up among {result['gallery']} {gallery} "
+        f"ones; written to {Path(values.sample_dir) / RESULT_NAME}."
+    )
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_string("data_dir", None, "Directory that holds <category>.npz, QuickDraw files.")
+    flags.DEFINE_string("model_dir", None, "Directory of a trained or imported model.")
+    flags.DEFINE_string("sample_dir", None, "Directory that sample.py wrote; takes ret.json.")
+    flags.DEFINE_string(
+        "direction",
+        "generated",
+        "generated: look up each generated sketch among the originals; original: the reverse.",
+    )
+    flags.DEFINE_integer("workers", 0, "Threads that crop; 0 means half as many as cores.", 0)
+    flags.mark_flags_as_required(["data_dir", "model_dir", "sample_dir"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
