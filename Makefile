@@ -1,4 +1,5 @@
-# make demo: install, write the embedded sketches, train a small model, heal sketches with it.
+# make demo: install, write the embedded sketches, train a small model, heal sketches with it,
+#   measure how many lead back to their original.
 # make test: install, lint, run the tests.
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -17,6 +18,9 @@ demo: $(VENV)/installed
 		--resume_training=True --hparams="$(DEMO_OPTIONS)"
 	$(VENV)/bin/python sample.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
 		--output_dir=$(DEMO)/healed --num_per_category=32 --prob=0.1 --temperature=0.1 --batch_size=64
+	@echo
+	$(VENV)/bin/python retrieval.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
+		--sample_dir=$(DEMO)/healed
 	@echo
 	@echo "Healed sketches: $(DEMO)/healed/index.html and gallery.png"
 	@echo "Model:           $(DEMO)/model (best.npz, latest.npz, model_config.json)"

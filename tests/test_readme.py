@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 import import_checkpoint
+import retrieval
 import sample
 import train
 from hparams import option_rows
@@ -23,7 +24,7 @@ def test_every_option_is_in_the_table():
     assert "\n".join(rows) in README
 
 
-@pytest.mark.parametrize("script", [train, sample, import_checkpoint])
+@pytest.mark.parametrize("script", [train, sample, retrieval, import_checkpoint])
 def test_every_flag_is_there_with_its_default(script):
     """No flag without a word about it, no default that is another."""
     before = set(flags.FLAGS)
