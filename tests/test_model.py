@@ -244,8 +244,10 @@ def test_encoder_is_the_convolutional_network(side):
     """Matrix products in quadtree order are 2 x 2 convolutions of stride 2 with SAME padding."""
     encoder = network.PatchEncoder(seed=side)
     pictures = np.random.default_rng(side).integers(0, 256, (2, side, side)).astype(np.uint8)
-    x = ops.cast(pictures, "float32")[..., None] / 255 * 2 - 1
+    # In float64: a float32 convolution is itself off by more than the bound.
+    x = ops.cast(pictures, "float64")[..., None] / 255 * 2 - 1
     for layer, kernel in enumerate(encoder.filters):
+        kernel = ops.cast(kernel, "float64")
         x = ops.conv(x, kernel, strides=2, padding="same", data_format="channels_last")
         x = ops.relu(x) if layer < 6 else x
     x = ops.max_pool(x, 2, strides=2, padding="same", data_format="channels_last")
