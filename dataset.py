@@ -7,6 +7,7 @@ same whatever the number of workers, and a run can be taken up at any batch.
 
 import os
 import pickle
+import weakref
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -459,23 +460,45 @@ def pack_graphs(
         pictures, nodes and graph_masks as in `make_batch`.
     """
     graph, side = hparams.graph_number, hparams.graph_picture_size
-    pictures = np.empty((1 + len(sketches) * graph, side, side), np.uint8)
+    pictures = _pictures(1 + len(sketches) * graph, side)
     pictures[0] = 0
     filled = 1
     nodes = np.zeros((len(sketches), graph), np.int32)
-    masks = np.empty((len(sketches), graph - 1, graph - 1), np.float32)
-    for i, sketch in enumerate(sketches):
-        if len(sketch) < 2:
-            masks[i] = utils.graph_mask(0, [], graph)
-            continue
-        canvas, centers = utils.draw(sketch)
-        centers = centers[: graph - 1]
-        erase = utils.choose_erased(len(centers), mask_prob, seeds[i] if seeds else None)
-        slots, masked = utils.cut_nodes(canvas, centers, erase, pictures[filled:], masking=masking)
+    linked = np.zeros((len(sketches), graph - 1), np.float32)
+    linked[:, 0] = 1
+    drawn = [i for i, sketch in enumerate(sketches) if len(sketch) > 1]
+    layouts = utils.lay_out([sketches[i] for i in drawn], side)
+    for i, layout in zip(drawn, layouts, strict=True):
+        n_patches = min(len(layout.centers), graph - 1)
+        erase = utils.choose_erased(n_patches, mask_prob, seeds[i] if seeds else None)
+        slots, masked = utils.cut_nodes(layout, erase, pictures[filled:], masking=masking)
         nodes[i, : len(slots)] = [0 if slot == utils.BLANK else filled + slot for slot in slots]
         filled += 1 + max(slots)
-        masks[i] = utils.graph_mask(len(centers), masked, graph)
+        linked[i] = utils.linked_nodes(n_patches, masked, graph)
+    masks = linked[:, :, None] * linked[:, None]
     return {"pictures": pictures[:filled], "nodes": nodes, "graph_masks": masks}
+
+
+_idle_memory: list[memoryview] = []
+
+
+def _pictures(count: int, side: int) -> np.ndarray:
+    """Memory for pictures, uint8 (count, side, side), full of anything.
+
+    Fresh memory costs the system as much time as the pictures themselves, so what was used for
+    an earlier batch comes again once no array refers to it.
+    """
+    size = count * side * side
+    try:
+        memory = _idle_memory.pop()
+    except IndexError:
+        memory = memoryview(b"")
+    if memory.nbytes < size:
+        memory = memoryview(np.empty(size, np.uint8))
+    # All views of this array, and views of them, keep it alive, for it is no view of an array.
+    owner = np.frombuffer(memory, np.uint8, size)
+    weakref.finalize(owner, _idle_memory.append, memory).atexit = False
+    return owner.reshape(count, side, side)
 
 
 def _rng(hparams: HParams, *key: int) -> np.random.Generator:

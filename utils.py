@@ -5,6 +5,7 @@ be erased. All of it is integer work on uint8 pixels, and identical to the publi
 implementation pixel for pixel (with the OpenCV release pinned in requirements.txt).
 """
 
+import threading
 from typing import NamedTuple
 
 import cv2
@@ -35,6 +36,25 @@ class SketchGraph(NamedTuple):
     centers: np.ndarray
 
 
+class Layout(NamedTuple):
+    """Where everything of one sketch goes, in pixels.
+
+    Attributes:
+        side: of the canvas without its border.
+        paths: the drawn strokes, int32 (at least 2, 2) each, x and y on that canvas.
+        centers: of all patches, int64 (k, 2), x and y on that canvas.
+        squares: of all patches, int64 (k, 2), left and top on the bordered canvas; -1 where the
+            square leaves that.
+        extent: columns and rows of the canvas beyond which nothing is drawn.
+    """
+
+    side: int
+    paths: list[np.ndarray]
+    centers: np.ndarray
+    squares: np.ndarray
+    extent: list[int]
+
+
 def make_graph(
     sketch: np.ndarray,
     *,
@@ -62,11 +82,11 @@ def make_graph(
         ValueError: a sketch of fewer than two rows, with NaN or infinite values or of another
             shape; too few seeds; an unknown masking approach.
     """
-    canvas, centers = draw(sketch)
-    centers = centers[: graph_number - 1]
+    (layout,) = lay_out([sketch], graph_picture_size)
+    centers = layout.centers[: graph_number - 1]
     erase = choose_erased(len(centers), mask_prob, seeds)
     slots = np.empty((graph_number, graph_picture_size, graph_picture_size), np.uint8)
-    pictures, masked = cut_nodes(canvas, centers, erase, slots, masking=masking)
+    pictures, masked = cut_nodes(layout, erase, slots, masking=masking)
     patches = slots
     if BLANK in pictures:  # a later picture sits in an earlier slot
         patches = np.zeros_like(slots)
@@ -89,11 +109,17 @@ def graph_mask(n_patches: int, masked: list[int], graph_number: int = 21) -> np.
         float32 (P, P) of zeros and ones. One blank node beyond the last patch takes part, as in
         the published implementation, whose weights were trained with it.
     """
-    mask = np.zeros((graph_number - 1, graph_number - 1), np.float32)
-    mask[: n_patches + 1, : n_patches + 1] = 1
-    mask[masked] = 0
-    mask[:, masked] = 0
-    return mask
+    linked = linked_nodes(n_patches, masked, graph_number)
+    return linked[:, None] * linked
+
+
+def linked_nodes(n_patches: int, masked: list[int], graph_number: int) -> np.ndarray:
+    """Which patch nodes may be linked at all, float32 (P,) of zeros and ones; see `graph_mask`."""
+    linked = np.zeros(graph_number - 1, np.float32)
+    linked[: n_patches + 1] = 1
+    if masked:
+        linked[masked] = 0
+    return linked
 
 
 def draw(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +135,10 @@ def draw(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: fewer than two rows, NaN or infinite values, another shape.
     """
-    pixels = _to_pixels(sketch)
-    low, high = _bounds(pixels)
-    side = int((high - low).max()) + 2 * MARGIN
-    canvas = np.zeros((side, side), np.uint8)
-    strokes = pen_paths(pixels, start=MARGIN - low - pixels[0, :2])
-    cv2.polylines(canvas, [path.astype(np.int32) for path in strokes], False, 255, THICKNESS)
-    return canvas, np.concatenate([path[:-1:ROWS_PER_PATCH] for path in strokes])
+    (layout,) = lay_out([sketch])
+    canvas = np.zeros((layout.side, layout.side), np.uint8)
+    _draw_paths(canvas, layout)
+    return canvas, layout.centers
 
 
 def count_patches(sketch: np.ndarray, graph_number: int = 21) -> int:
@@ -137,16 +160,75 @@ def pen_paths(rows: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
     Returns:
         (at least 2, 2) each, x and y.
     """
-    moves: list[int] = []
-    for row in np.flatnonzero(rows[:-1, 2] == 1).tolist():
-        if not moves or moves[-1] != row:
-            moves.append(row + 1)
     points = np.empty((len(rows) + 1, 2), start.dtype)
     points[0] = start
     np.cumsum(rows[:, :2], axis=0, dtype=start.dtype, out=points[1:])
     points[1:] += start
-    paths = np.split(points, np.asarray(moves, int) + 1)
+    paths = np.split(points, _moves(rows[:, 2] == 1) + 1)
     return [path for path in paths if len(path) > 1]
+
+
+def lay_out(sketches: list[np.ndarray], graph_picture_size: int = 256) -> list[Layout]:
+    """Scales sketches to pixels and finds their strokes and patches, all at once.
+
+    Args:
+        sketches: as for `draw`.
+        graph_picture_size: S, see `make_graph`.
+
+    Raises:
+        ValueError: as for `draw`.
+    """
+    sketches = [_checked(sketch) for sketch in sketches]
+    if len({sketch.dtype for sketch in sketches}) != 1:  # a dtype decides the last bit
+        return [lay_out([sketch], graph_picture_size)[0] for sketch in sketches]
+    # A sketch of n rows has n + 1 points. A row of zeros stands for the first, where it starts.
+    start = np.zeros((1, 3), sketches[0].dtype)
+    rows = np.concatenate([part for sketch in sketches for part in (start, sketch)])
+    if not np.isfinite(rows).all():
+        raise ValueError("the sketch has NaN or infinite values")
+    counts = np.array([len(sketch) + 1 for sketch in sketches])
+    ends = np.cumsum(counts)
+    firsts = ends - counts
+    points = np.cumsum(_to_pixels(rows[:, :2], sketches, counts), axis=0, dtype=np.int64)
+    # The box holds the points from the third on, as published: a sketch may reach outside it.
+    boxed = np.column_stack([firsts + 2, ends]).ravel()[:-1]
+    low = np.minimum.reduceat(points, boxed)[::2]
+    high = np.maximum.reduceat(points, boxed)[::2]
+    sides = (high - low).max(axis=1) + 2 * MARGIN
+    points += np.repeat(MARGIN - low, counts, axis=0)
+    # At least as much as gives the resized picture a pixel.
+    least = -(-sides // graph_picture_size)[:, None]
+    extents = np.maximum.reduceat(points, firsts) + MARGIN
+    extents = np.minimum(np.maximum(extents, least), sides[:, None])
+
+    lifts = rows[:, 2].astype(np.int16) == 1
+    lifts[ends - 1] = False
+    begins = np.zeros(len(points), bool)
+    begins[firsts] = begins[_moves(lifts)] = True
+    path_firsts = np.flatnonzero(begins)
+    path_ends = np.append(path_firsts[1:], len(points))
+    places = np.arange(len(points)) - np.repeat(path_firsts, path_ends - path_firsts)
+    is_center = places % ROWS_PER_PATCH == 0
+    is_center[path_ends - 1] = False
+    at = np.flatnonzero(is_center)
+    centers = points[at]
+    center_ends = np.searchsorted(at, ends)
+    center_sides = np.repeat(sides, np.diff(center_ends, prepend=0))
+    squares = _squares(centers, center_sides[:, None], graph_picture_size)
+    drawn = path_ends - path_firsts > 1
+    vertices = points.astype(np.int32)
+    paths = [
+        vertices[first:end]
+        for first, end in zip(path_firsts[drawn].tolist(), path_ends[drawn].tolist(), strict=True)
+    ]
+    path_parts = _slices(np.searchsorted(path_ends[drawn], ends, side="right"))
+    center_parts = _slices(center_ends)
+    return [
+        Layout(side, paths[strokes], centers[patches], squares[patches], extent)
+        for side, strokes, patches, extent in zip(
+            sides.tolist(), path_parts, center_parts, extents.tolist(), strict=True
+        )
+    ]
 
 
 def choose_erased(n_patches: int, mask_prob: float, seeds: np.ndarray | None) -> np.ndarray:
@@ -165,18 +247,12 @@ def choose_erased(n_patches: int, mask_prob: float, seeds: np.ndarray | None) ->
 
 
 def cut_nodes(
-    canvas: np.ndarray,
-    centers: np.ndarray,
-    erase: np.ndarray,
-    slots: np.ndarray,
-    *,
-    masking: str = "patch",
+    layout: Layout, erase: np.ndarray, slots: np.ndarray, *, masking: str = "patch"
 ) -> tuple[list[int], list[int]]:
-    """Cuts the whole sketch and its patches, without storing blank pictures.
+    """Draws a sketch, cuts the whole and its first n patches, and stores no blank picture.
 
     Args:
-        canvas: uint8 (side, side), without border; the erased squares are set to zero in it.
-        centers: int (n, 2), x and y of the patches.
+        layout: from `lay_out`, for the slots' S.
         erase: boolean (n,), the patches to erase; one whose square leaves the bordered canvas
             is not erased.
         slots: uint8 (at least n + 1, S, S), filled from the front.
@@ -192,102 +268,129 @@ def cut_nodes(
     if masking not in MASKING_APPROACHES:
         raise ValueError(f"masking is one of {', '.join(MASKING_APPROACHES)}, not {masking!r}")
     size = slots.shape[1]
-    squares = [_square(center, size, canvas.shape[0]) for center in centers.tolist()]
-    masked = [i for i, square in enumerate(squares) if erase[i] and square is not None]
-    in_turn = masking == "sketchhealer"
-    if not in_turn:
-        for i in masked:
-            _erase(canvas, squares[i], size)
-    # In turn, the whole sketch is seen after the walk: its slot, the first, is filled last.
-    filled = 1
-    pictures = [0]
-    for i, square in enumerate(squares):
-        if in_turn and i in masked:
-            _erase(canvas, square, size)
-            pictures.append(BLANK)
-        elif square is not None and _cut(canvas, square, slots[filled]):
-            pictures.append(filled)
-            filled += 1
-        else:
-            pictures.append(BLANK)
-    cv2.resize(canvas, (size, size), dst=slots[0])
-    if cv2.countNonZero(slots[0]) == 0:  # everything is erased
-        pictures[0] = BLANK
+    border = _border(size)
+    bordered = _blank_canvas(layout.side + 2 * border)
+    canvas = bordered[border : border + layout.side, border : border + layout.side]
+    inked = canvas[: layout.extent[1], : layout.extent[0]]
+    try:
+        _draw_paths(canvas, layout)
+        squares = [
+            None if left < 0 else bordered[top : top + size, left : left + size]
+            for left, top in layout.squares[: len(erase)].tolist()
+        ]
+        masked = [i for i in np.flatnonzero(erase).tolist() if squares[i] is not None]
+        in_turn = masking == "sketchhealer"
+        if not in_turn:
+            for i in masked:
+                squares[i].fill(0)
+        # In turn, the whole sketch is seen after the walk: its slot, the first, is filled last.
+        filled = 1
+        pictures = [0]
+        for i, square in enumerate(squares):
+            if in_turn and i in masked:
+                square.fill(0)
+                pictures.append(BLANK)
+            elif square is not None and _has_ink(square):
+                slots[filled] = square
+                pictures.append(filled)
+                filled += 1
+            else:
+                pictures.append(BLANK)
+        if not _shrink(inked, layout.side, slots[0]):  # everything is erased
+            pictures[0] = BLANK
+    finally:
+        inked.fill(0)
     return pictures, masked
 
 
-def _to_pixels(sketch: np.ndarray) -> np.ndarray:
-    """Scales the offsets so that the longer side has DRAWING_SIDE pixels, int16 (n, 3)."""
+_threads = threading.local()
+
+
+def _blank_canvas(length: int) -> np.ndarray:
+    """The thread's own canvas, which whoever draws on it wipes again: memory in the cache."""
+    canvas = getattr(_threads, "canvas", None)
+    if canvas is None or len(canvas) < length:
+        canvas = _threads.canvas = np.zeros((length, length), np.uint8)
+    return canvas[:length, :length]
+
+
+def _draw_paths(canvas: np.ndarray, layout: Layout) -> None:
+    cv2.polylines(canvas, layout.paths, False, 255, THICKNESS)
+
+
+def _has_ink(square: np.ndarray) -> bool:
+    """Whether anything is drawn; mostly it is in the middle, where the pen was."""
+    middle = len(square) // 2
+    return bool(square[middle, middle]) or cv2.hasNonZero(square)
+
+
+def _shrink(inked: np.ndarray, side: int, slot: np.ndarray) -> bool:
+    """Resizes a canvas that is blank beyond `inked`, its corner; False if nothing is seen."""
+    scale = len(slot) / side
+    slot.fill(0)
+    # Rounded as OpenCV rounds it, so that it writes into the slot itself.
+    picture = slot[: round(inked.shape[0] * scale), : round(inked.shape[1] * scale)]
+    cv2.resize(inked, None, picture, scale, scale)
+    return cv2.hasNonZero(picture)
+
+
+def _checked(sketch: np.ndarray) -> np.ndarray:
     sketch = np.asarray(sketch)
     if sketch.ndim != 2 or sketch.shape[1] != 3:
         raise ValueError(f"a sketch is a stroke-3 array of shape (n, 3), not {sketch.shape}")
     if len(sketch) < 2:
         raise ValueError(f"a sketch needs at least two rows, this one has {len(sketch)}")
-    if not np.isfinite(sketch).all():
-        raise ValueError("the sketch has NaN or infinite values")
-    low, high = _bounds(sketch)
+    return sketch
+
+
+def _to_pixels(offsets: np.ndarray, sketches: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Scales offsets so that each sketch's longer side has DRAWING_SIDE pixels, int16 (N, 2).
+
+    Args:
+        offsets: (N, 2), of the sketches, one after the other.
+        sketches: they themselves.
+        counts: how many of the N belong to each sketch.
+    """
+    # Sketches from their second row on, padded: each is summed from left to right, as it would be
+    # alone, so that its rounding is the same.
+    table = np.zeros((len(sketches), 2, counts.max() - 2), offsets.dtype)
+    for padded, sketch in zip(table, sketches, strict=True):
+        padded[:, : len(sketch) - 1] = sketch[1:, :2].T
+    points = np.cumsum(table, axis=2, dtype=table.dtype if table.dtype.kind == "f" else int)
     # The published code truncates height and width in model units; its weights expect that.
-    longest = max(int(extent) for extent in high - low)
-    if longest == 0:
-        pixels = np.zeros(sketch.shape, np.int16)
-        pixels[:, 2] = sketch[:, 2]
-        return pixels
-    unit = np.array([longest, longest, 1], np.float64)
-    pixels_per_unit = np.array([DRAWING_SIDE, DRAWING_SIDE, 1], np.float64)
+    longest = np.trunc(np.ptp(points, axis=2)).max(axis=1).astype(np.float64)
+    longest[longest == 0] = np.inf  # all offsets count as zero
     with np.errstate(invalid="ignore"):  # a first offset far away overflows, as published
-        return (sketch / unit * pixels_per_unit).astype(np.int16)
+        return (offsets / np.repeat(longest, counts)[:, None] * DRAWING_SIDE).astype(np.int16)
 
 
-def _bounds(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest (x, y) of the points that rows 1.. lead to; where row 0 leads is (0, 0).
+def _moves(lifts: np.ndarray) -> np.ndarray:
+    """The rows that only move the pen: those right after a lifting row.
 
-    That point itself is left out, as published: a sketch may reach outside its box.
+    Their own lift is not looked at, so of lifting rows in a run every other one counts.
     """
-    offsets = sketch[1:, :2]
-    points = np.cumsum(offsets, axis=0, dtype=offsets.dtype if offsets.dtype.kind == "f" else int)
-    return points.min(axis=0), points.max(axis=0)
+    rows = np.flatnonzero(lifts[:-1])
+    run_starts = np.maximum.accumulate(np.where(np.diff(rows, prepend=-2) != 1, rows, 0))
+    return rows[(rows - run_starts) % 2 == 0] + 1
 
 
-def _square(center: list[int], size: int, side: int) -> tuple[int, int] | None:
-    """Left and top, on the canvas, of the square around a centre; None if it is not inside.
+def _slices(ends: np.ndarray) -> list[slice]:
+    return [slice(*pair) for pair in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
 
-    Inside means inside the canvas with its border of 1.5 times the square, as array slicing
-    sees it: a square that lies before the first pixel in an axis is counted from the far end.
+
+def _border(size: int) -> int:
+    return int(1.5 * size)
+
+
+def _squares(centers: np.ndarray, sides: np.ndarray, size: int) -> np.ndarray:
+    """Left and top, on the bordered canvas, of the squares around centres; -1 if not inside.
+
+    Inside means inside the canvas with its border, as array slicing sees it: a square that lies
+    before the first pixel in an axis is counted from the far end.
     """
-    border = int(1.5 * size)
-    corner = []
-    for position in center:
-        first = position + border - size // 2
-        if -(side + 2 * border) <= first and first + size < 0:
-            first += side + 2 * border
-        if first < 0 or first + size > side + 2 * border:
-            return None
-        corner.append(first - border)
-    return corner[0], corner[1]
-
-
-def _overlap(first: int, size: int, side: int) -> tuple[slice, slice]:
-    """Where [first, first + size) meets [0, side): in canvas and in square coordinates."""
-    low, high = max(first, 0), max(min(first + size, side), 0)
-    low = min(low, high)
-    return slice(low, high), slice(low - first, high - first)
-
-
-def _erase(canvas: np.ndarray, square: tuple[int, int], size: int) -> None:
-    columns, _ = _overlap(square[0], size, len(canvas))
-    rows, _ = _overlap(square[1], size, len(canvas))
-    canvas[rows, columns] = 0
-
-
-def _cut(canvas: np.ndarray, square: tuple[int, int], slot: np.ndarray) -> bool:
-    """Copies a square into `slot`; False if nothing is drawn in it."""
-    size = len(slot)
-    columns, slot_columns = _overlap(square[0], size, len(canvas))
-    rows, slot_rows = _overlap(square[1], size, len(canvas))
-    part = canvas[rows, columns]
-    if part.size == 0 or cv2.countNonZero(part) == 0:
-        return False
-    if part.shape != slot.shape:
-        slot.fill(0)
-    slot[slot_rows, slot_columns] = part
-    return True
+    lengths = sides + 2 * _border(size)
+    corners = centers + (_border(size) - size // 2)
+    corners += np.where((corners >= -lengths) & (corners + size < 0), lengths, 0)
+    outside = ((corners < 0) | (corners + size > lengths)).any(axis=1)
+    corners[outside] = -1
+    return corners

@@ -1105,10 +1105,10 @@ def test_closing_ends_the_threads():
 def test_a_failure_reaches_the_reader(monkeypatch):
     """What goes wrong in a thread is raised where the batches are read, not swallowed."""
 
-    def broken(sketch):
+    def broken(sketches, size):
         raise ValueError("no canvas")
 
-    monkeypatch.setattr("utils.draw", broken)
+    monkeypatch.setattr("utils.lay_out", broken)
     with pytest.raises(ValueError, match="no canvas"):
         list(evaluation_batches(split_of((6, 7, 5)), options(), stream="test"))
 
