@@ -5,6 +5,8 @@ a function of (seed, pass, index of the sketch) or (seed, split, index), so that
 same whatever the number of workers, and a run can be taken up at any batch.
 """
 
+import dataclasses
+import math
 import os
 import pickle
 import weakref
@@ -13,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -104,31 +106,36 @@ def load_dataset(
     Raises:
         UserError: a missing, broken or unsafe file, a split without sketches.
     """
-    found: dict[str, list[tuple[int, int, np.ndarray]]] = {split: [] for split in splits}
+    found: dict[str, list[_Part]] = {split: [] for split in splits}
     unusable, too_long = 0, 0
     for category, name in enumerate(hparams.categories):
         if categories is not None and name not in categories:
             continue
         arrays = read_sketch_file(_find(data_dir, name), splits)
         for split in splits:
-            sketches = arrays[split]
+            # One array takes the place of the many before the next file is read.
+            sketches = arrays.pop(split)
             if split == "train" and hparams.num_per_category:
                 sketches = sketches[: hparams.num_per_category]
-            for index, sketch in enumerate(sketches):
-                if not _is_sketch(sketch):
-                    unusable += 1
-                elif 0 < hparams.max_seq_len < len(sketch):
-                    too_long += 1
-                else:
-                    found[split].append((category, index, sketch))
+            lengths = np.array([len(s) if _is_sketch(s) else 0 for s in sketches], np.int64)
+            fits = lengths > 0
+            unusable += np.count_nonzero(~fits)
+            if hparams.max_seq_len > 0:
+                fits &= lengths <= hparams.max_seq_len
+                too_long += np.count_nonzero(lengths > hparams.max_seq_len)
+            index = np.flatnonzero(fits)
+            if len(index):
+                rows = np.concatenate([sketches[i] for i in index.tolist()])
+                found[split].append(_Part(rows, lengths[index], category, index))
     for split in splits:
         if not found[split]:
             raise UserError(
                 f"{data_dir}: no usable sketch in the {split} split of "
                 f"{', '.join(categories or hparams.categories)}"
             )
+    packed = {split: _pack(found.pop(split)) for split in splits}
     if scale_factor is None:
-        scale_factor = _scale_factor([sketch for _, _, sketch in found["train"]])
+        scale_factor = _scale_factor(packed["train"])
         if scale_factor == 0:
             raise UserError(f"{data_dir}: all values of the training sketches are the same")
     remarks = []
@@ -138,7 +145,7 @@ def load_dataset(
         )
     if too_long:
         remarks.append(f"{too_long} sketches left out: more than {hparams.max_seq_len} rows")
-    packed = {split: _pack(found[split], scale_factor) for split in splits}
+    packed = {split: _finished(packed[split], scale_factor) for split in splits}
     max_seq_len = hparams.max_seq_len
     if max_seq_len == -1:
         max_seq_len = max(int(split.lengths.max()) for split in packed.values())
@@ -280,26 +287,47 @@ def _is_sketch(sketch) -> bool:
     )
 
 
-def _scale_factor(sketches: list[np.ndarray]) -> float:
-    """Population standard deviation of all values, pen column included, in float64."""
-    count = sum(sketch.size for sketch in sketches)
-    chunks = [
-        np.concatenate(sketches[first : first + 50_000]).astype(np.float64)
-        for first in range(0, len(sketches), 50_000)
-    ]
-    mean = sum(chunk.sum() for chunk in chunks) / count
-    return float(np.sqrt(sum(np.square(chunk - mean).sum() for chunk in chunks) / count))
+class _Part(NamedTuple):
+    """The sketches of one file's split: raw rows, rows a sketch, category, index in the file."""
+
+    rows: np.ndarray
+    lengths: np.ndarray
+    category: int
+    index: np.ndarray
 
 
-def _pack(found: list[tuple[int, int, np.ndarray]], scale_factor: float) -> Split:
-    rows = np.concatenate([np.clip(sketch, -LIMIT, LIMIT) for _, _, sketch in found])
+def _pack(parts: list[_Part]) -> Split:
+    """Joins parts, raw as they are: still without a scale factor."""
     return Split(
-        rows=rows if rows.dtype == np.int16 else rows.astype(np.float32),
-        ends=np.concatenate([[0], np.cumsum([len(sketch) for _, _, sketch in found])]),
-        category=np.array([category for category, _, _ in found], np.int32),
-        index=np.array([index for _, index, _ in found], np.int32),
-        scale_factor=scale_factor,
+        rows=np.concatenate([part.rows for part in parts]),
+        ends=np.cumsum(np.concatenate([[0], *(part.lengths for part in parts)])),
+        category=np.concatenate([np.full(len(p.index), p.category, np.int32) for p in parts]),
+        index=np.concatenate([part.index.astype(np.int32) for part in parts]),
+        scale_factor=math.nan,
     )
+
+
+def _scale_factor(raw: Split) -> float:
+    """Population standard deviation of all values, pen column included, in float64.
+
+    Saved runs are compared with it, so the order of summation must stay.
+    """
+
+    def chunks():
+        for first in range(0, len(raw), 50_000):
+            last = min(first + 50_000, len(raw))
+            yield raw.rows[raw.ends[first] : raw.ends[last]].astype(np.float64)
+
+    mean = sum(chunk.sum() for chunk in chunks()) / raw.rows.size
+    return float(np.sqrt(sum(np.square(chunk - mean).sum() for chunk in chunks()) / raw.rows.size))
+
+
+def _finished(raw: Split, scale_factor: float) -> Split:
+    """Clips raw rows, in place, and adds the scale factor."""
+    rows = np.clip(raw.rows, -LIMIT, LIMIT, out=raw.rows)
+    if rows.dtype != np.int16:
+        rows = rows.astype(np.float32)
+    return dataclasses.replace(raw, rows=rows, scale_factor=scale_factor)
 
 
 def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:

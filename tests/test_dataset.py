@@ -695,7 +695,14 @@ def test_scale_of_many_sketches():
     sketches = random_sketches(10, [3, 2] * 60 + [900]) * 500
     assert len(sketches) > 60_000
     expected = np.std(np.concatenate(sketches).astype(np.float64))
-    assert math.isclose(dataset._scale_factor(sketches), expected, rel_tol=1e-13)
+    split = dataset.Split(
+        rows=np.concatenate(sketches),
+        ends=np.append(0, np.cumsum([len(sketch) for sketch in sketches])),
+        category=np.zeros(len(sketches), np.int32),
+        index=np.arange(len(sketches), dtype=np.int32),
+        scale_factor=math.nan,
+    )
+    assert math.isclose(dataset._scale_factor(split), expected, rel_tol=1e-13)
 
 
 def test_num_per_category(tmp_path):
