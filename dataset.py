@@ -360,16 +360,16 @@ def augment(sketch: np.ndarray, hparams: HParams, rng: np.random.Generator) -> n
         sketch[:, :2] *= rng.uniform(1 - r, 1 + r, 2).astype(sketch.dtype)
     if hparams.augment_stroke_prob > 0:
         drop = rng.random(len(sketch)) < hparams.augment_stroke_prob
-        kept: list[np.ndarray] = []
-        run = 0  # rows since a lift, this one included, while none lifts the pen
-        for row, dropped in zip(sketch, drop.tolist(), strict=True):
-            inside = bool(kept) and row[2] == 0 and kept[-1][2] == 0
-            run = run + 1 if inside else 0
-            if inside and run > 2 and dropped:
-                kept[-1][:2] += row[:2]
-            else:
-                kept.append(row.copy())
-        sketch = np.stack(kept)
+        draws = sketch[:, 2] == 0
+        inside = np.append(False, draws[1:] & draws[:-1])
+        rows = np.arange(len(sketch))
+        # Rows since a lift, this one included, while none lifts the pen.
+        run = rows - np.maximum.accumulate(np.where(inside, 0, rows))
+        drop &= run > 2
+        kept = sketch[~drop]
+        # One after the other: the order decides the rounding.
+        np.add.at(kept, np.cumsum(~drop)[drop] - 1, sketch[drop])
+        sketch = kept
     return sketch
 
 
