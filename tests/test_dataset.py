@@ -690,6 +690,24 @@ def test_scale_of_raw_values_of_other_types(tmp_path):
             )
 
 
+def test_files_of_different_types(tmp_path):
+    """Categories of whole and of broken numbers make one set; each keeps its values."""
+    types = {"a": np.int16, "b": np.float64, "c": np.int8, "d": ">i2"}
+    raw = [random_sketches(i, (30, 4), types[name]) for i, name in enumerate(types)]
+    raw[0][0][2, :2] = 3000
+    raw[1][0][:, :2] += 0.123456789
+    for name, sketches in zip(types, raw, strict=True):
+        write(tmp_path, name, train=sketches)
+    data = load_dataset(tmp_path, options(categories=tuple(types)))
+    everything = [sketch for sketches in raw for sketch in sketches]
+    values = np.concatenate(everything).astype(np.float64)
+    assert math.isclose(data.scale_factor, np.std(values), rel_tol=1e-13)
+    for i, sketch in enumerate(everything):
+        assert np.array_equal(data.splits["train"].sketch(i), formula(sketch, data.scale_factor))
+    whole = load_dataset(tmp_path, options(categories=("a", "d")))
+    assert whole.splits["train"].rows.dtype == np.int16
+
+
 def test_scale_of_many_sketches():
     """Large sets are summed in parts; the parts add up (1e-13, as above)."""
     sketches = random_sketches(10, [3, 2] * 60 + [900]) * 500
@@ -889,6 +907,20 @@ def test_dropping(prob):
         assert np.array_equal(sketch, before)
         dropped += len(sketch) - len(shorter)
     assert dropped > 0
+
+
+def test_merged_rows_are_added_in_order():
+    """Rows that go are added to the one that stays first to last, which decides the rounding."""
+    rng = np.random.default_rng(14)
+    sketch = rng.normal(0, 1, (60, 3)).astype(np.float32)
+    sketch[:, 2] = 0
+    kept = augment(sketch, options(augment_stroke_prob=1.0), rng)
+    assert len(kept) == 3
+    expected = sketch[2, :2].copy()
+    for row in sketch[3:, :2]:
+        expected += row
+    assert np.array_equal(kept[2, :2], expected)
+    assert not np.array_equal(sketch[2:, :2].sum(axis=0, dtype=np.float64), expected)
 
 
 def test_dropping_keeps_the_drawing():
@@ -1127,6 +1159,40 @@ def test_a_sketch_of_one_row_is_a_blank_canvas():
     assert not packed["nodes"].any()
     for mask in packed["graph_masks"]:
         np.testing.assert_array_equal(mask, utils.graph_mask(0, [], 5))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda pictures: pictures,
+        lambda pictures: pictures[1:3],
+        lambda pictures: pictures.reshape(-1)[5:].view(np.int8),
+        lambda pictures: memoryview(pictures),
+        lambda pictures: np.asarray(memoryview(pictures)).T,
+    ],
+)
+def test_memory_comes_again_when_nobody_has_it(view):
+    """Pictures stay while any view of them is held; then their memory serves later ones."""
+    hparams = options(graph_picture_size=64)
+    sketches = random_sketches(22, (9, 30), np.float32)
+
+    def pictures():
+        return pack_graphs(sketches, hparams)["pictures"]
+
+    def place(array):
+        return array.__array_interface__["data"][0]
+
+    first = pictures()
+    where, held = place(first), view(first)
+    before = bytes(np.ascontiguousarray(held))
+    del first
+    others = [pictures() for _ in range(4)]
+    assert where not in map(place, others)
+    for other in others:
+        other[:] = 9
+    assert bytes(np.ascontiguousarray(held)) == before
+    del held, others, other
+    assert where in [place(again) for again in [pictures() for _ in range(5)]]
 
 
 def batch_of(sketches, mask_prob, hparams, seed=0):

@@ -518,6 +518,95 @@ def test_results_are_their_own():
     assert np.array_equal(other.patches, before)
 
 
+def awkward_sketches():
+    """Dots, two rows, rows that all lift, a first row far away, and random ones."""
+    rng = np.random.default_rng(10)
+    for dtype in (np.int16, np.float32, np.float64):
+        yield np.zeros((2, 3), dtype)
+        yield np.array([(0, 0, 0), (3, 1, 1)], dtype)
+        yield np.array([(5, 5, 1), (-3, 1, 1)], dtype)
+        yield np.array([(20, 30, 1)] * 7, dtype)
+        yield np.array([(20, 30, 0)] * 6 + [(0, 9, 1)] * 2, dtype)
+        for first in ((900, 0, 0), (-900, 900, 1), (30000, -30000, 0)):
+            yield np.array([first, (4, 0, 0), (4, 4, 0), (-4, 1, 0), (-4, -1, 0)], dtype)
+        for _ in range(25):
+            yield random_sketch(rng, dtype)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_layouts_do_not_depend_on_the_neighbours(mixed):
+    """Sketches laid out together lie as each does alone, to the last bit of the scaling."""
+    sketches = list(awkward_sketches())
+    rng = np.random.default_rng(11)
+    if mixed:
+        rng.shuffle(sketches)
+    for size in (2, 64, 256):
+        for batch in [sketches[i::9] for i in range(9)] if mixed else by_dtype(sketches):
+            together = utils.lay_out(batch, size)
+            assert len(together) == len(batch)
+            for layout, sketch in zip(together, batch, strict=True):
+                (alone,) = utils.lay_out([sketch], size)
+                assert (layout.side, layout.extent) == (alone.side, alone.extent)
+                assert layout.centers.tolist() == alone.centers.tolist()
+                assert layout.squares.tolist() == alone.squares.tolist()
+                assert [p.tolist() for p in layout.paths] == [p.tolist() for p in alone.paths]
+                assert all(path.dtype == np.int32 for path in layout.paths)
+    assert utils.lay_out([]) == []
+
+
+def by_dtype(sketches):
+    return [
+        [sketch for sketch in sketches if sketch.dtype == dtype]
+        for dtype in (np.int16, np.float32, np.float64)
+    ]
+
+
+@pytest.mark.parametrize("masking", BOTH)
+def test_awkward_sketches(masking, dirty_memory):
+    """Degenerate sketches give the reference's pixels, one after the other on the same canvas."""
+    rng = np.random.default_rng(12)
+    for sketch in awkward_sketches():
+        if abs(sketch[0, :2]).max() >= 900:  # far enough away for int16 pixels to overflow
+            sketch[0, :2] = np.sign(sketch[0, :2]) * 30
+        for size in (16, 256):
+            options = {
+                "graph_picture_size": size,
+                "mask_prob": float(rng.choice([0, 0.5])),
+                "seeds": rng.random(64),
+                "masking": masking,
+            }
+            assert_same(make_graph(sketch, **options), reference(sketch, **options))
+
+
+def test_a_failure_leaves_no_ink_behind():
+    """The canvas is wiped even if cutting fails: the next sketch doesn't show the last."""
+    sketch, dot = some_doodles()[0], np.zeros((2, 3), np.int16)
+    expected = make_graph(dot).patches
+    (layout,) = utils.lay_out([sketch])
+    with pytest.raises(IndexError):
+        utils.cut_nodes(layout, np.zeros(9, bool), np.empty((2, 256, 256), np.uint8))
+    assert np.array_equal(make_graph(dot).patches, expected)
+
+
+@pytest.mark.parametrize("size", [2, 6, 64, 94, 128, 256])
+def test_blank_margins_may_be_left_out_of_resizing(size):
+    """Resizing the inked corner alone gives what resizing the whole canvas gives."""
+    rng = np.random.default_rng(13)
+    # Sides from a dot's up; twice the size is a special case in OpenCV.
+    for side in [34, 35, 188, 256, 512, 2 * size + 34, *range(668, 700), 1314]:
+        for _ in range(6):
+            least = -(-side // size)
+            width, height = np.maximum(rng.integers(min(34, side), side + 1, 2), least).tolist()
+            canvas = np.zeros((side, side), np.uint8)
+            inked = canvas[:height, :width]
+            # Strokes end some pixels before the corner's edges.
+            inked[: height - 7, : width - 7] = 255 * (rng.random((height - 7, width - 7)) < 0.5)
+            slot = np.full((size, size), 77, np.uint8)
+            seen = utils._shrink(inked, side, slot)
+            expected = cv2.resize(canvas, (size, size))
+            assert np.array_equal(slot, expected) and seen == expected.any()
+
+
 GOOD = [(0, 0, 0), (3, 4, 0), (5, 6, 1)]
 
 

@@ -1,0 +1,235 @@
+"""Time of cropping, of preparing batches and of loading a data set, on this machine.
+
+python benchmarks/loading.py [--sketches=1000] [--published=FILE]
+
+Cropping is measured on one core, in processor time: the least of many runs is what the work takes
+when nothing disturbs it. The published time is scaled by a Python loop's on both machines; the
+floor is copying the bytes that a batch's pictures have.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import cli
+
+import cv2
+import numpy as np
+from absl import flags
+
+import dataset
+import doodles
+from hparams import HParams
+
+SHARED = Path(__file__).parents[2] / "shared"
+PUBLISHED = SHARED / "golden" / "published_timings.json"
+BATCH = 128
+CATEGORIES = tuple(f"category {i}" for i in range(17))  # as many as in the article's largest set
+
+
+def least(functions: dict[str, Callable[[], object]], repeats: int = 15) -> dict[str, float]:
+    """Least processor seconds of each function, run in turn so that all see the same machine."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.thread_time()
+            function()
+            times[name].append(time.thread_time() - start)
+    return {name: min(seconds) for name, seconds in times.items()}
+
+
+def python_loop() -> None:
+    """The calibration kernel of published_timings.json."""
+    total = 0
+    for i in range(2_000_000):
+        total += i * i
+
+
+def some_doodles(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Sketches of all embedded categories, int16 stroke-3."""
+    names = doodles.CATEGORIES
+    return [
+        doodles.doodle(names[i % len(names)], np.random.default_rng((seed, i)))
+        for i in range(count)
+    ]
+
+
+def batches() -> dict[str, list[np.ndarray]]:
+    """A batch of each kind of sketch, in model units; doodles where no files are."""
+    folders = {
+        "aaron_sheep": [SHARED / "data" / "sketch_rnn_datasets" / "aaron_sheep.npz"],
+        "quickdraw": sorted((SHARED / "data" / "quickdraw_real").glob("*.npz")),
+    }
+    raw = {}
+    for name, paths in folders.items():
+        if paths and all(path.exists() for path in paths):
+            each = -(-BATCH // len(paths))
+            files = (dataset.read_sketch_file(path, ("train",))["train"] for path in paths)
+            raw[name] = [sketch for sketches in files for sketch in sketches[:each]][:BATCH]
+    return {name: _scaled(sketches) for name, sketches in raw.items()} or {
+        "doodles": _scaled(some_doodles(BATCH))
+    }
+
+
+def _scaled(raw: list[np.ndarray]) -> list[np.ndarray]:
+    unit = np.array([*2 * [np.std(np.concatenate(raw).astype(np.float64))], 1], np.float32)
+    return [sketch.astype(np.float32) / unit for sketch in raw]
+
+
+def cropping(published: Path = PUBLISHED) -> dict[str, dict[str, float]]:
+    """Milliseconds a sketch of `dataset.pack_graphs`, for each kind of sketch.
+
+    Returns:
+        For each kind `ms`, `copy_ms` and `to_copy`, their ratio; where it is known, `published_ms`,
+        scaled, and `speedup`.
+    """
+    timings = json.loads(published.read_text()) if published.exists() else {}
+    hparams, rng, results = HParams(), np.random.default_rng(0), {}
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    for name, sketches in batches().items():
+        seeds = [rng.random(hparams.graph_number - 1) for _ in sketches]
+
+        def pack(sketches=sketches, seeds=seeds):
+            return dataset.pack_graphs(sketches, hparams, mask_prob=0.1, seeds=seeds)["pictures"]
+
+        pictures = pack()
+        copy = np.ones_like(pictures)
+        seconds = least(
+            {
+                "pack": pack,
+                "copy": lambda to=copy, pictures=pictures: np.copyto(to, pictures),
+                "loop": python_loop,
+            }
+        )
+        ms, copy_ms = (1e3 * seconds[key] / len(sketches) for key in ("pack", "copy"))
+        results[name] = {"ms": ms, "copy_ms": copy_ms, "to_copy": ms / copy_ms}
+        theirs = timings.get("crop_per_sketch_ms", {}).get(name)
+        if theirs:
+            scale = seconds["loop"] / timings["calibration"]["python_loop"][0]
+            results[name]["published_ms"] = theirs[0] * scale
+            results[name]["speedup"] = theirs[0] * scale / ms
+    cv2.setNumThreads(threads)
+    return results
+
+
+def batch_rate(most_workers: int | None = None, count: int = 20) -> dict[int, dict[str, float]]:
+    """Speed of `dataset.training_batches`, for 1 to all cores' number of workers.
+
+    Returns:
+        For each number `a_second`, sketches, and `a_core_second`, of processor time: the second
+        stays where workers don't hinder each other, also while other programs run.
+    """
+    raw = some_doodles(4 * BATCH)
+    hparams = HParams(batch_size=BATCH)
+    lengths = [len(sketch) for sketch in raw]
+    split = dataset.Split(
+        rows=np.concatenate(raw),
+        ends=np.cumsum([0, *lengths]),
+        category=np.zeros(len(raw), np.int32),
+        index=np.arange(len(raw), dtype=np.int32),
+        scale_factor=30.0,
+    )
+    rates = {}
+    for workers in range(1, (most_workers or os.cpu_count() or 1) + 1):
+        made = dataset.training_batches(split, hparams, max(lengths), workers=workers)
+        for _ in range(2 * workers):
+            next(made)
+        start = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            next(made)
+        rates[workers] = {
+            "a_second": count * BATCH / (time.perf_counter() - start[0]),
+            "a_core_second": count * BATCH / (time.process_time() - start[1]),
+        }
+        made.close()
+    return rates
+
+
+def loading(per_category: int = 1000) -> dict[str, float]:
+    """Seconds and peak memory of loading 17 categories of as many training sketches each.
+
+    One file serves all categories. A twenty-eighth more sketches are for validation, and for test.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        base = some_doodles(min(per_category, 2000), seed=1)
+        arrays = {}
+        for split, size in zip(
+            dataset.SPLITS, (per_category, *2 * [-(-per_category // 28)]), strict=True
+        ):
+            arrays[split] = np.empty(size, object)
+            for i in range(size):
+                arrays[split][i] = base[i % len(base)].copy()
+        np.savez_compressed(Path(folder) / "file.npz", **arrays)
+        for name in CATEGORIES:
+            (Path(folder) / f"{name}.npz").symlink_to("file.npz")
+        # A process of its own, for the peak is a process's.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(_load, folder).result()
+
+
+def _load(folder: str) -> dict[str, float]:
+    start = time.perf_counter()
+    data = dataset.load_dataset(folder, HParams(categories=CATEGORIES))
+    seconds = time.perf_counter() - start
+    return {
+        "sketches": sum(map(len, data.splits.values())),
+        "mean_rows": float(data.splits["train"].lengths.mean()),
+        "seconds": seconds,
+        "peak_mb": _peak_kib() / 1024,
+    }
+
+
+def _peak_kib() -> int:
+    """Most memory that this process held; getrusage's also counts the one that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    """Prints all of it."""
+    values = flags.FLAGS
+    for name, result in cropping(Path(values.published)).items():
+        line = f"cropping {name}: {result['ms']:.3f} ms a sketch"
+        if "speedup" in result:
+            line += (
+                f", published {result['published_ms']:.2f}: {result['speedup']:.1f} times as fast"
+            )
+        print(f"{line}; {result['to_copy']:.2f} times a copy ({result['copy_ms']:.3f} ms)")
+    for workers, rate in batch_rate().items():
+        print(
+            f"training batches, {workers} workers: {rate['a_second']:.0f} sketches a second, "
+            f"{rate['a_core_second']:.0f} a second of processor time"
+        )
+    loaded = loading(values.sketches)
+    print(
+        f"loading {loaded['sketches']} sketches of {loaded['mean_rows']:.0f} rows: "
+        f"{loaded['seconds']:.1f} s, at most {loaded['peak_mb']:.0f} MB"
+    )
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_integer(
+        "sketches", 1000, "Training sketches of each of 17 categories, 70000 in the article.", 1
+    )
+    flags.DEFINE_string("published", str(PUBLISHED), "Times of the published implementation.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
