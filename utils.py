@@ -133,7 +133,7 @@ def draw(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         in drawing order: the pen before every fourth row of each stroke.
 
     Raises:
-        ValueError: fewer than two rows, NaN or infinite values, another shape.
+        ValueError: fewer than two rows, NaN or infinite values or sums, another shape.
     """
     (layout,) = lay_out([sketch])
     canvas = np.zeros((layout.side, layout.side), np.uint8)
@@ -188,45 +188,29 @@ def lay_out(sketches: list[np.ndarray], graph_picture_size: int = 256) -> list[L
         raise ValueError("the sketch has NaN or infinite values")
     counts = np.array([len(sketch) + 1 for sketch in sketches])
     ends = np.cumsum(counts)
-    firsts = ends - counts
     points = np.cumsum(_to_pixels(rows[:, :2], sketches, counts), axis=0, dtype=np.int64)
-    # The box holds the points from the third on, as published: a sketch may reach outside it.
-    boxed = np.column_stack([firsts + 2, ends]).ravel()[:-1]
-    low = np.minimum.reduceat(points, boxed)[::2]
-    high = np.maximum.reduceat(points, boxed)[::2]
-    sides = (high - low).max(axis=1) + 2 * MARGIN
-    points += np.repeat(MARGIN - low, counts, axis=0)
+    sides, extents = _place(points, counts, ends)
     # At least as much as gives the resized picture a pixel.
-    least = -(-sides // graph_picture_size)[:, None]
-    extents = np.maximum.reduceat(points, firsts) + MARGIN
-    extents = np.minimum(np.maximum(extents, least), sides[:, None])
+    extents = np.maximum(extents, -(-sides // graph_picture_size)[:, None])
 
-    lifts = rows[:, 2].astype(np.int16) == 1
-    lifts[ends - 1] = False
-    begins = np.zeros(len(points), bool)
-    begins[firsts] = begins[_moves(lifts)] = True
-    path_firsts = np.flatnonzero(begins)
-    path_ends = np.append(path_firsts[1:], len(points))
-    places = np.arange(len(points)) - np.repeat(path_firsts, path_ends - path_firsts)
-    is_center = places % ROWS_PER_PATCH == 0
-    is_center[path_ends - 1] = False
-    at = np.flatnonzero(is_center)
+    path_firsts, path_ends = _find_paths(rows[:, 2], ends)
+    at = _find_centers(path_firsts, path_ends)
     centers = points[at]
     center_ends = np.searchsorted(at, ends)
     center_sides = np.repeat(sides, np.diff(center_ends, prepend=0))
     squares = _squares(centers, center_sides[:, None], graph_picture_size)
     drawn = path_ends - path_firsts > 1
+    path_firsts, path_ends = path_firsts[drawn], path_ends[drawn]
     vertices = points.astype(np.int32)
     paths = [
         vertices[first:end]
-        for first, end in zip(path_firsts[drawn].tolist(), path_ends[drawn].tolist(), strict=True)
+        for first, end in zip(path_firsts.tolist(), path_ends.tolist(), strict=True)
     ]
-    path_parts = _slices(np.searchsorted(path_ends[drawn], ends, side="right"))
-    center_parts = _slices(center_ends)
+    path_parts = _slices(np.searchsorted(path_ends, ends, side="right"))
     return [
         Layout(side, paths[strokes], centers[patches], squares[patches], extent)
         for side, strokes, patches, extent in zip(
-            sides.tolist(), path_parts, center_parts, extents.tolist(), strict=True
+            sides.tolist(), path_parts, _slices(center_ends), extents.tolist(), strict=True
         )
     ]
 
@@ -356,12 +340,52 @@ def _to_pixels(offsets: np.ndarray, sketches: list[np.ndarray], counts: np.ndarr
     table = np.zeros((len(sketches), 2, counts.max() - 2), offsets.dtype)
     for padded, sketch in zip(table, sketches, strict=True):
         padded[:, : len(sketch) - 1] = sketch[1:, :2].T
-    points = np.cumsum(table, axis=2, dtype=table.dtype if table.dtype.kind == "f" else int)
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = np.cumsum(table, axis=2, dtype=table.dtype if table.dtype.kind == "f" else int)
+        extents = np.ptp(points, axis=2)
+    if not np.isfinite(extents).all():
+        raise ValueError("the sketch is too large for its type of numbers")
     # The published code truncates height and width in model units; its weights expect that.
-    longest = np.trunc(np.ptp(points, axis=2)).max(axis=1).astype(np.float64)
+    longest = np.trunc(extents).max(axis=1).astype(np.float64)
     longest[longest == 0] = np.inf  # all offsets count as zero
     with np.errstate(invalid="ignore"):  # a first offset far away overflows, as published
         return (offsets / np.repeat(longest, counts)[:, None] * DRAWING_SIDE).astype(np.int16)
+
+
+def _place(
+    points: np.ndarray, counts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves each sketch's points into its canvas, in place.
+
+    Returns:
+        The canvases' sides, (B,), and the columns and rows that have ink, (B, 2).
+    """
+    firsts = ends - counts
+    # The box holds the points from the third on, as published: a sketch may reach outside it.
+    boxed = np.column_stack([firsts + 2, ends]).ravel()[:-1]
+    low = np.minimum.reduceat(points, boxed)[::2]
+    high = np.maximum.reduceat(points, boxed)[::2]
+    sides = (high - low).max(axis=1) + 2 * MARGIN
+    points += np.repeat(MARGIN - low, counts, axis=0)
+    return sides, np.minimum(np.maximum.reduceat(points, firsts) + MARGIN, sides[:, None])
+
+
+def _find_paths(lifted: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First points of all paths, and the points behind their last; some are of one point."""
+    lifts = lifted.astype(np.int16) == 1
+    lifts[ends - 1] = False
+    begins = np.zeros(len(lifts), bool)
+    begins[0] = begins[ends[:-1]] = begins[_moves(lifts)] = True
+    firsts = np.flatnonzero(begins)
+    return firsts, np.append(firsts[1:], len(lifts))
+
+
+def _find_centers(path_firsts: np.ndarray, path_ends: np.ndarray) -> np.ndarray:
+    """The points from which every fourth line of a path is drawn."""
+    places = np.arange(path_ends[-1]) - np.repeat(path_firsts, path_ends - path_firsts)
+    is_center = places % ROWS_PER_PATCH == 0
+    is_center[path_ends - 1] = False
+    return np.flatnonzero(is_center)
 
 
 def _moves(lifts: np.ndarray) -> np.ndarray:

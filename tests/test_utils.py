@@ -620,6 +620,8 @@ GOOD = [(0, 0, 0), (3, 4, 0), (5, 6, 1)]
         (np.array(GOOD).ravel(), r"shape \(n, 3\), not \(9,\)"),
         (np.array([GOOD]), r"shape \(n, 3\), not \(1, 3, 3\)"),
         (np.float64(3), r"shape \(n, 3\), not \(\)"),
+        (np.array([(0, 0, 0), (3e38, 0, 0), (3e38, 0, 1)], np.float32), "too large"),
+        (np.array([(0, 0, 0), (-9e307, 0, 0), (-9e307, 0, 1)]), "too large"),
         *(
             (np.array([[*row[:place], bad, *row[place + 1 :]], *rest], dtype), "NaN or infinite")
             for bad in (np.nan, np.inf, -np.inf)
