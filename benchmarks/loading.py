@@ -1,6 +1,4 @@
-"""Time of cropping, of preparing batches and of loading a data set, on this machine.
-
-python benchmarks/loading.py [--sketches=1000] [--published=FILE]
+"""Cropping, preparing batches and loading a data set.
 
 Cropping is measured on one core, in processor time: the least of many runs is what the work takes
 when nothing disturbs it. The published time is scaled by a Python loop's on both machines; the
@@ -21,14 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import cv2
 import numpy as np
-from absl import flags
 
 import dataset
 import doodles
 from hparams import HParams
 
 SHARED = Path(__file__).parents[2] / "shared"
-PUBLISHED = SHARED / "golden" / "published_timings.json"
 BATCH = 128
 CATEGORIES = tuple(f"category {i}" for i in range(17))  # as many as in the article's largest set
 
@@ -42,13 +38,6 @@ def least(functions: dict[str, Callable[[], object]], repeats: int = 15) -> dict
             function()
             times[name].append(time.thread_time() - start)
     return {name: min(seconds) for name, seconds in times.items()}
-
-
-def python_loop() -> None:
-    """The calibration kernel of published_timings.json."""
-    total = 0
-    for i in range(2_000_000):
-        total += i * i
 
 
 def some_doodles(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -82,14 +71,15 @@ def _scaled(raw: list[np.ndarray]) -> list[np.ndarray]:
     return [sketch.astype(np.float32) / unit for sketch in raw]
 
 
-def cropping(published: Path = PUBLISHED) -> dict[str, dict[str, float]]:
-    """Milliseconds a sketch of `dataset.pack_graphs`, for each kind of sketch.
+def cropping() -> dict[str, dict[str, float | None]]:
+    """Seconds a sketch of `dataset.pack_graphs`, for each kind of sketch.
 
     Returns:
-        For each kind `ms`, `copy_ms` and `to_copy`, their ratio; where it is known, `published_ms`,
-        scaled, and `speedup`.
+        For each kind `here`, `copy`, and `published`, scaled, None where it is not known.
     """
-    timings = json.loads(published.read_text()) if published.exists() else {}
+    import common  # brings TensorFlow, whose memory `load` is not to count
+
+    timings = common.published()
     hparams, rng, results = HParams(), np.random.default_rng(0), {}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -105,16 +95,18 @@ def cropping(published: Path = PUBLISHED) -> dict[str, dict[str, float]]:
             {
                 "pack": pack,
                 "copy": lambda to=copy, pictures=pictures: np.copyto(to, pictures),
-                "loop": python_loop,
+                "loop": common.python_loop,
             }
         )
-        ms, copy_ms = (1e3 * seconds[key] / len(sketches) for key in ("pack", "copy"))
-        results[name] = {"ms": ms, "copy_ms": copy_ms, "to_copy": ms / copy_ms}
-        theirs = timings.get("crop_per_sketch_ms", {}).get(name)
-        if theirs:
-            scale = seconds["loop"] / timings["calibration"]["python_loop"][0]
-            results[name]["published_ms"] = theirs[0] * scale
-            results[name]["speedup"] = theirs[0] * scale / ms
+        results[name] = {
+            "here": seconds["pack"] / len(sketches),
+            "copy": seconds["copy"] / len(sketches),
+            "published": None,
+        }
+        if timings and name in timings["crop_per_sketch_ms"]:
+            theirs = 1e-3 * timings["crop_per_sketch_ms"][name][0]
+            loop = {"python_loop": seconds["loop"]}
+            results[name]["published"] = common.scaled(theirs, "python_loop", loop)
     cv2.setNumThreads(threads)
     return results
 
@@ -199,40 +191,3 @@ def _peak_kib() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def main() -> None:
-    """Prints all of it."""
-    values = flags.FLAGS
-    for name, result in cropping(Path(values.published)).items():
-        line = f"cropping {name}: {result['ms']:.3f} ms a sketch"
-        if "speedup" in result:
-            line += (
-                f", published {result['published_ms']:.2f}: {result['speedup']:.1f} times as fast"
-            )
-        print(f"{line}; {result['to_copy']:.2f} times a copy ({result['copy_ms']:.3f} ms)")
-    for workers, rate in batch_rate().items():
-        print(
-            f"training batches, {workers} workers: {rate['a_second']:.0f} sketches a second, "
-            f"{rate['a_core_second']:.0f} a second of processor time"
-        )
-    loaded = loading(values.sketches)
-    print(
-        f"loading {loaded['sketches']} sketches of {loaded['mean_rows']:.0f} rows: "
-        f"{loaded['seconds']:.1f} s, at most {loaded['peak_mb']:.0f} MB"
-    )
-
-
-def define_flags() -> None:
-    """Declares the command line's flags."""
-    flags.DEFINE_integer(
-        "sketches", 1000, "Training sketches of each of 17 categories, 70000 in the article.", 1
-    )
-    flags.DEFINE_string("published", str(PUBLISHED), "Times of the published implementation.")
-
-
-if __name__ == "__main__":
-    import cli  # with TensorFlow, whose memory is not to be counted
-
-    define_flags()
-    cli.run(main)

@@ -1,0 +1,172 @@
+"""A training iteration: its step, the wait for its input, evaluation; beside the floor."""
+
+import time
+
+import common
+import keras
+import numpy as np
+
+import dataset
+import train
+from hparams import HParams
+from model import Adam, SPGra2Seq, stroke_losses
+
+
+def training(kind: str, size: str, iterations: int) -> dict:
+    """Times of training, in seconds.
+
+    Args:
+        kind: of sketches, see `common.SKETCHES`.
+        size: see `common.SIZES`.
+        iterations: training iterations that are counted.
+
+    Returns:
+        iteration: median of a whole one, as `train.py` makes it.
+        step: median of one on a batch that is there already.
+        wait: their difference, the cost of preparing batches beside the step.
+        floor: the step's matrix products at the rate of a bare one.
+        published: the published iteration, scaled; None at sizes where it was not timed.
+    """
+    hparams = HParams(**common.SIZES[size])
+    train.make_deterministic(0)
+    data = common.load(kind, 4000, hparams.max_seq_len)
+    steps = data.max_seq_len
+    model = SPGra2Seq(hparams)
+    model.compile(optimizer=Adam(hparams))
+    batches = dataset.training_batches(data.splits["train"], hparams, steps)
+    first = next(batches)
+    batches.close()
+    model.start_clusters(first)
+    step = common.seconds(lambda: model.train_on_batch(first), max(3, iterations // 2))
+    before = common.calibration()
+
+    class Clock(keras.callbacks.Callback):
+        ends: list[float] = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.ends.append(time.perf_counter())
+
+    clock = Clock()
+    batches = dataset.training_batches(data.splits["train"], hparams, steps)
+    model.fit(
+        ((batch,) for batch in batches),
+        steps_per_epoch=iterations + 2,
+        callbacks=[clock],
+        verbose=0,
+    )
+    batches.close()
+    iteration = float(np.median(np.diff(clock.ends)[1:]))
+    kernels = common.calibration()
+    kernels = {name: (kernels[name] + before[name]) / 2 for name in kernels}
+
+    start = time.perf_counter()
+    split = data.splits["test"]
+    train.evaluate(model, split, hparams, "test")
+    evaluation = (time.perf_counter() - start) / len(split)
+
+    filled = len(first["pictures"]) / hparams.batch_size
+    products = filled * common.encoder_products(hparams.graph_picture_size)
+    products += common.graph_products(hparams) + steps * common.decoder_products(hparams)
+    floor = common.floor_seconds(3 * hparams.batch_size * products, kernels)
+    reference = None
+    if size == "timed" and common.published():
+        runs = common.published()["training_iteration"]
+        name = {"aaron_sheep": "aaron_sheep", "quickdraw": "bird"}[kind]
+        total = np.median([run["total_s"][0] for run in runs if name in run["data"]])
+        reference = common.scaled(float(total), "matmul_2048_float32", kernels)
+    return {
+        "sketches": kind,
+        "size": size,
+        "pictures_per_sketch": filled,
+        "iteration": iteration,
+        "step": step,
+        "wait": iteration - step,
+        "floor": floor,
+        "published": reference,
+        "sketches_per_second": hparams.batch_size / iteration,
+        "evaluation_sketches_per_second": 1 / evaluation,
+    }
+
+
+def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
+    """Where the time of a step goes: seconds of its parts, each alone, and the floor of each.
+
+    Args:
+        kind: of sketches, see `common.SKETCHES`.
+        size: see `common.SIZES`.
+
+    Returns:
+        For the patch encoder, the graph, the decoder (each forward, and forward and backward), the
+        optimiser and the whole step: `here` and `floor`.
+    """
+    import tensorflow as tf
+
+    hparams = HParams(**common.SIZES[size])
+    data = common.load(kind, 1000, hparams.max_seq_len)
+    steps = data.max_seq_len
+    model = SPGra2Seq(hparams)
+    model.compile(optimizer=Adam(hparams))
+    batches = dataset.training_batches(data.splits["train"], hparams, steps)
+    batch = next(batches)
+    batches.close()
+    model.train_on_batch(batch)
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    embeddings = model.embed(batch["pictures"], batch["nodes"])
+    rows = tf.transpose(batch["strokes"], (1, 0, 2))
+    z = batch["eps"]
+    count = hparams.batch_size
+
+    def encoder(pictures):
+        return model.patch_encoder(pictures)
+
+    def graph(embeddings):
+        mu, log_var = model.encode_embeddings(embeddings, batch["graph_masks"], training=True)
+        return mu + log_var
+
+    def decoder(z):
+        return stroke_losses(model.decoder(z, rows[:-1], training=True), rows[1:], True)
+
+    def forward(part):
+        return tf.function(lambda x: tf.reduce_sum(part(x)), autograph=False)
+
+    def both(part, weights):
+        def run(x):
+            inputs = [x] if x.dtype.is_floating else []
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                result = tf.reduce_sum(part(x))
+            return tape.gradient(result, [*weights, *inputs], unconnected_gradients="zero")
+
+        return tf.function(run, autograph=False)
+
+    parts = {
+        "patch encoder": (
+            encoder,
+            batch["pictures"],
+            model.patch_encoder,
+            len(batch["pictures"]) * common.encoder_products(hparams.graph_picture_size),
+        ),
+        "graph": (graph, embeddings, model.graph_encoder, count * common.graph_products(hparams)),
+        "decoder and losses": (
+            decoder,
+            z,
+            model.decoder,
+            count * steps * common.decoder_products(hparams),
+        ),
+    }
+    found, kernels = {}, common.calibration()
+    for name, (part, x, layer, products) in parts.items():
+        weights = [v.value for v in layer.trainable_variables]
+        for way, run, factor in (("forward", forward(part), 1), ("step", both(part, weights), 3)):
+            found[f"{name}, {way}"] = {
+                "here": common.seconds(lambda r=run, x=x: tf.nest.flatten(r(x))[0].numpy(), 5),
+                "floor": common.floor_seconds(factor * products, kernels),
+            }
+    gradients = [tf.ones(v.shape) for v in model.trainable_variables]
+    apply = tf.function(lambda: model.optimizer.apply(gradients), autograph=False)
+    found["optimiser"] = {"here": common.seconds(apply, 5), "floor": 0.0}
+    found["whole step"] = {
+        "here": common.seconds(lambda: model.train_on_batch(batch), 5),
+        "floor": common.floor_seconds(3 * sum(part[3] for part in parts.values()), kernels),
+    }
+    return found
