@@ -57,7 +57,7 @@ def load_model(model_dir: str | Path) -> SPGra2Seq:
     config = read_config(Path(model_dir) / CONFIG_NAME)
     model = SPGra2Seq(config.hparams)
     arrays, _ = read_arrays(Path(model_dir) / BEST)
-    _assign(model.weights, arrays, Path(model_dir) / BEST)
+    assign(model.weights, arrays, Path(model_dir) / BEST)
     return model
 
 
@@ -68,7 +68,7 @@ def save_best(model_dir: str | Path, model: SPGra2Seq, state: RunState) -> None:
         UserError: it can't be written, or a value is not finite; an older file stays.
     """
     path = Path(model_dir) / BEST
-    write_arrays(path, _values(model.weights, path), asdict(state))
+    write_arrays(path, values_of(model.weights, path), asdict(state))
 
 
 def check_best(model_dir: str | Path, model: SPGra2Seq) -> None:
@@ -83,7 +83,7 @@ def roll_back(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: R
     The optimiser's moments and the random stream go on.
     """
     arrays, best = read_arrays(Path(model_dir) / BEST)
-    _assign(model.weights, arrays, Path(model_dir) / BEST)
+    assign(model.weights, arrays, Path(model_dir) / BEST)
     state.epoch, state.step = best["epoch"], best["step"]
     optimizer.schedule_step.assign(state.step)
 
@@ -98,7 +98,7 @@ def save_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state:
         model.jax_state_sync()
     variables = [*model.weights, *optimizer.variables]
     path = Path(model_dir) / LATEST
-    write_arrays(path, _values(variables, path), asdict(state))
+    write_arrays(path, values_of(variables, path), asdict(state))
 
 
 def restore_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam) -> RunState:
@@ -109,7 +109,7 @@ def restore_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam) -> 
     """
     path = Path(model_dir) / LATEST
     arrays, state = read_arrays(path)
-    _assign([*model.weights, *optimizer.variables], arrays, path)
+    assign([*model.weights, *optimizer.variables], arrays, path)
     try:
         return RunState(**state)
     except TypeError as error:
@@ -167,7 +167,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise UserError(f"{path}: damaged, it can't be read ({reason})") from error
 
 
-def _values(variables: list[keras.Variable], path: Path) -> dict[str, np.ndarray]:
+def values_of(variables: list[keras.Variable], path: Path) -> dict[str, np.ndarray]:
     values = {v.path: keras.ops.convert_to_numpy(v) for v in variables}
     assert len(values) == len(variables), "two variables have the same name"
     for name, value in values.items():
@@ -196,7 +196,7 @@ def _check(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path:
             raise UserError(f"{path}: the variable {name} does not belong to this model")
 
 
-def _assign(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path: Path) -> None:
+def assign(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path: Path) -> None:
     """Assigns all values or, where they don't fit, none."""
     _check(variables, arrays, path)
     for v in variables:
