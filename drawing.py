@@ -218,6 +218,20 @@ def gallery(
     return np.vstack(padded)
 
 
+def confusion_picture(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """What was taken for what, in percent of each row, tables side by side.
+
+    Args:
+        tables: title to counts, int (C, C): row the true category, column the one it was taken
+            for. A row without counts stays blank, and so does a share of 0.
+        names: of the C categories; only ASCII is shown, the rest as "?".
+
+    Returns:
+        uint8 (height, width, 3), blue first.
+    """
+    return np.hstack([_confusion_table(title, table, names) for title, table in tables.items()])
+
+
 def index_html(
     examples: Sequence[Example], *, title: str = "Sketches", facts: Mapping[str, object] = {}
 ) -> str:
@@ -374,14 +388,52 @@ def _draw_disc(
     cv2.putText(picture, text, corner, FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
-def _write(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
+def _text_width(text: str, size: float) -> int:
+    return cv2.getTextSize(text.encode("ascii", "replace").decode(), FONT, size / 40, 1)[0][0]
+
+
+def _write(
+    picture: np.ndarray, text: str, x: int, y: int, size: float, colour: Colour = TEXT
+) -> None:
     """Writes a line of text from x on, vertically centred at y, shortened to fit."""
     text = text.encode("ascii", "replace").decode()
     scale = size / 40
     while cv2.getTextSize(text, FONT, scale, 1)[0][0] > picture.shape[1] - x and len(text) > 3:
         text = text[:-4] + "..."
     corner = (x, y + cv2.getTextSize(text, FONT, scale, 1)[0][1] // 2)
-    cv2.putText(picture, text, corner, FONT, scale, TEXT, 1, cv2.LINE_AA)
+    cv2.putText(picture, text, corner, FONT, scale, colour, 1, cv2.LINE_AA)
+
+
+def _confusion_table(title: str, counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """One table of `confusion_picture`, uint8 (height, width, 3)."""
+    size, cell, gap = 20, 56, 16
+    room = max(_text_width(name, size) for name in names) + gap
+    side = len(names) * cell
+    legend = "rows: true, columns: taken for, %"
+    width = 2 * gap + max(
+        room + side, _text_width(title, 1.2 * size), _text_width(legend, 0.8 * size)
+    )
+    picture = np.full((3 * gap + 2 * size + room + side, width, 3), PAGE, np.uint8)
+    _write(picture, title, gap, gap + size // 2, 1.2 * size)
+    _write(picture, legend, gap, gap + 2 * size, 0.8 * size)
+    left, top = gap + room, 2 * gap + 2 * size + room
+    upright = np.full((side, room, 3), PAGE, np.uint8)  # the columns' names, lying
+    for i, name in enumerate(names):
+        _write(upright, name, gap // 2, i * cell + cell // 2, size)
+        _write(picture[:, : left - 2], name, gap, top + i * cell + cell // 2, size)
+    picture[top - room : top, left : left + side] = np.rot90(upright)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    for (row, column), share in np.ndenumerate(shares):
+        x, y = left + column * cell, top + row * cell
+        place = picture[y : y + cell, x : x + cell]
+        place[:] = _tint(EDGE if row == column else MASKED, share)
+        cv2.rectangle(place, (0, 0), (cell, cell), RULE)
+        if share:
+            text = f"{100 * share:.0f}" if share == 1 else f"{100 * share:.1f}"
+            ink = (255, 255, 255) if share > 0.5 else TEXT
+            start = (cell - _text_width(text, size)) // 2
+            _write(place, text, start, cell // 2, size, ink)
+    return picture
 
 
 def _tint(colour: Colour, strength: float) -> Colour:

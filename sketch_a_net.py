@@ -96,7 +96,7 @@ class Classifier(NamedTuple):
 
 
 @dataclass
-class Progress:
+class State:
     """Where a training run is.
 
     Attributes:
@@ -201,7 +201,7 @@ def train(
         data: from `load_training_data`.
         categories: names, in the order of `Split.category`.
         options: see `Options`.
-        should_stop: asked after each update; true saves the training state and ends the call.
+        should_stop: asked before each update; true saves the training state and ends the call.
         workers: threads that draw pictures; None: half as many as there are cores.
 
     Returns:
@@ -227,63 +227,51 @@ def train(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    state = [*network.weights, network.dropout_seeds.state, *optimizer.variables]
-    valid_members = [
-        i
-        for category in range(len(categories))
-        for i in np.flatnonzero(data.valid.category == category)[:VALIDATED].tolist()
-    ]
-    valid_sketches = [data.valid.sketch(i) for i in valid_members]
-    valid_labels = data.valid.category[valid_members]
-    progress = Progress()
+    variables = [*network.weights, network.dropout_seeds.state, *optimizer.variables]
+    state = State()
     if latest_path.exists():
         arrays, meta = checkpoints.read_arrays(latest_path)
         _check_same(meta, made_of, latest_path)
-        checkpoints.assign(state, arrays, latest_path)
-        progress = _as_progress(meta, latest_path)
-        print(f"Resuming the classifier in {folder} at update {progress.updates}.")
+        checkpoints.assign(variables, arrays, latest_path)
+        state = _as_state(meta, latest_path)
+        print(f"Resuming the classifier in {folder} at update {state.updates}.")
     else:
         _make_folder(folder)
 
     def save():
-        values = checkpoints.values_of(state, latest_path)
-        checkpoints.write_arrays(latest_path, values, made_of | {"progress": asdict(progress)})
+        values = checkpoints.values_of(variables, latest_path)
+        checkpoints.write_arrays(latest_path, values, made_of | {"state": asdict(state)})
 
-    batches = training_batches(data.train, options, first=progress.updates, workers=workers)
+    validated = _first_of_each(data.valid, VALIDATED)
+    sketches, labels = [data.valid.sketch(i) for i in validated], data.valid.category[validated]
+    batches = training_batches(data.train, options, first=state.updates, workers=workers)
     with contextlib.closing(batches):
-        while not _has_ended(progress, options):
-            print(f"Epoch {progress.epoch + 1}/{options.epochs}", flush=True)
-            bar = keras.utils.Progbar(steps, verbose=_verbosity())
-            logs: dict[str, float] = {}
-            for step in range(progress.updates - progress.epoch * steps, steps):
-                pictures, labels = next(batches)
-                logs = network.train_on_batch(pictures, labels, return_dict=True)
-                if not math.isfinite(logs["loss"]):
-                    raise UserError(
-                        f"{folder}: the classifier's loss is {logs['loss']} at update "
-                        f"{progress.updates + 1}; try a smaller learning rate"
-                    )
-                progress.updates += 1
-                bar.update(step + 1, logs.items(), finalize=False)
-                if should_stop():
-                    save()
-                    print(f"\nInterrupted at update {progress.updates}; the same call goes on.")
-                    return None
-            predicted = predict(network, valid_sketches, workers=workers)
-            accuracy = float((predicted == valid_labels).mean())
-            bar.update(steps, [*logs.items(), ("validation_accuracy", accuracy)], finalize=True)
-            progress.epoch += 1
-            progress.failures += 1
-            if accuracy > progress.best_accuracy:
-                progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
-                progress.failures = 0
+        while not _has_ended(state, options):
+            print(f"Epoch {state.epoch + 1}/{options.epochs}", flush=True)
+            to_do = (state.epoch + 1) * steps - state.updates
+            if not _make_updates(network, batches, to_do, state, should_stop):
+                save()
+                print(f"Interrupted at update {state.updates}; the same call goes on.")
+                return None
+            accuracy = float((predict(network, sketches, workers=workers) == labels).mean())
+            state.epoch += 1
+            if accuracy > state.best_accuracy:
+                state.best_accuracy, state.best_epoch, state.failures = accuracy, state.epoch, 0
                 best = checkpoints.values_of(network.weights, best_path)
                 checkpoints.write_arrays(best_path, best, made_of)
+                said = "the best so far, saved"
+            else:
+                state.failures += 1
+                said = (
+                    f"no improvement on {state.best_accuracy:.2%} ({state.failures} of "
+                    f"{PATIENCE} in a row)"
+                )
+            print(f"Validation: {accuracy:.2%} recognised; {said}", flush=True)
             save()
     facts = made_of | {
-        "validation_accuracy": progress.best_accuracy,
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epoch,
+        "validation_accuracy": state.best_accuracy,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
     }
     drawing.write_text(folder / FACTS_NAME, json.dumps(facts, indent=1) + "\n")
     latest_path.unlink(missing_ok=True)
@@ -302,6 +290,8 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
         facts = {**json.loads(path.read_text())}  # a TypeError where it holds something else
         options = Options(**facts["options"])
         found = facts["categories"], facts["data"], facts["validation_accuracy"], facts["epochs"]
+        if not (isinstance(options.width, int) and options.width > 0):
+            raise ValueError(f"width {options.width!r}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -421,7 +411,7 @@ def predict(
     network: SketchANet,
     sketches: Sequence[np.ndarray],
     *,
-    show_progress: bool = False,
+    advance: Callable[[], None] = lambda: None,
     workers: int | None = None,
 ) -> np.ndarray:
     """The likeliest category of each sketch, int64 (n,).
@@ -429,7 +419,7 @@ def predict(
     Args:
         network: gives the scores.
         sketches: n stroke-3 arrays (rows, 3) in any unit; one without rows is a blank picture.
-        show_progress: whether to show a bar.
+        advance: called after each sketch.
         workers: see `train`.
 
     Raises:
@@ -444,11 +434,11 @@ def predict(
         return pictures
 
     starts = range(0, len(sketches), EVALUATION_BATCH)
-    bar = keras.utils.Progbar(len(sketches), verbose=_verbosity() if show_progress else 0)
     found = [np.zeros(0, np.int64)]
     for start, pictures in zip(starts, dataset.prefetch(draw, starts, workers), strict=True):
         found.append(np.argmax(network.predict_on_batch(pictures), axis=1))
-        bar.update(min(start + EVALUATION_BATCH, len(sketches)))
+        for _ in sketches[start : start + EVALUATION_BATCH]:
+            advance()
     return np.concatenate(found)[: len(sketches)]
 
 
@@ -471,22 +461,47 @@ def _optimizer(options: Options, updates: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(schedule, clipnorm=1.0, name="adam")
 
 
-def _verbosity() -> int:
-    """Keras's number for a bar on a terminal, for a line at its end elsewhere."""
-    return 1 if sys.stdout.isatty() else 2
+def _make_updates(
+    network: SketchANet,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
+    count: int,
+    state: State,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Makes updates and counts them; False where it was stopped before the last of them."""
+    bar = keras.utils.Progbar(count, verbose=1 if sys.stdout.isatty() else 2)
+    for number in range(1, count + 1):
+        if should_stop():
+            print()  # below the unfinished bar
+            return False
+        pictures, labels = next(batches)
+        logs = network.train_on_batch(pictures, labels, return_dict=True)
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the classifier's loss is {logs['loss']} at update {state.updates + 1}; try a "
+                "smaller --learning_rate"
+            )
+        state.updates += 1
+        bar.update(number, logs.items())
+    return True
 
 
-def _has_ended(progress: Progress, options: Options) -> bool:
-    return (
-        progress.epoch >= options.epochs
-        or progress.failures >= PATIENCE
-        or progress.best_accuracy == 1.0
-    )
+def _first_of_each(split: Split, count: int) -> list[int]:
+    """Positions of the first sketches of each category."""
+    return [
+        i
+        for category in np.unique(split.category)
+        for i in np.flatnonzero(split.category == category)[:count].tolist()
+    ]
 
 
-def _as_progress(meta: dict, path: Path) -> Progress:
+def _has_ended(state: State, options: Options) -> bool:
+    return state.epoch >= options.epochs or state.failures >= PATIENCE or state.best_accuracy == 1.0
+
+
+def _as_state(meta: dict, path: Path) -> State:
     try:
-        return Progress(**meta["progress"])
+        return State(**meta["state"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: no training state ({error!r})") from None
 

@@ -1,0 +1,265 @@
+"""Rec: how often a classifier of original sketches recognises generated ones.
+
+python recognition.py --data_dir=DIR --model_dir=MODEL --sample_dir=OUT
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import cli
+
+import numpy as np
+from absl import flags
+
+import checkpoints
+import drawing
+import sample_files
+import sketch_a_net
+import train
+from hparams import UserError
+from sample_files import Samples
+from sketch_a_net import Classifier, Options
+
+RESULT_NAME = "rec.json"
+PICTURE_NAME = "rec_confusion.png"
+CLASSIFIER_NAME = "classifier"  # directory in the model's
+
+
+def recognition(
+    data_dir: str | Path,
+    model_dir: str | Path,
+    sample_dir: str | Path,
+    *,
+    classifier_dir: str | Path | None = None,
+    options: Options | None = None,
+    workers: int | None = None,
+) -> dict | None:
+    """Measures Rec of the sketches that `sample.sample` wrote.
+
+    The classifier, a Sketch-a-Net that knows the model's categories, is trained on the original
+    training sketches at the first call and kept for the next. Its accuracy on all original
+    sketches of the split that the samples were made from stands beside Rec.
+
+    Args:
+        data_dir: holds `<category>.npz`.
+        model_dir: holds the model.
+        sample_dir: holds the generated sketches, any number of them; takes rec.json and
+            rec_confusion.png.
+        classifier_dir: holds the classifier, or takes it; None: `classifier` in model_dir.
+        options: how to train it where there is none yet; None: the defaults.
+        workers: threads that draw pictures; None: half as many as there are cores.
+
+    Returns:
+        What rec.json holds, or None where Ctrl-C or SIGTERM ended the training.
+
+    Raises:
+        UserError: no model, data or samples; samples of another model or of other data; a
+            classifier for other categories or of other data; a damaged or unwritable file.
+    """
+    options = options or Options()
+    _check(options)
+    samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
+    for remark in samples.remarks:
+        print(f"Note: {remark}.")
+    folder = Path(classifier_dir or Path(model_dir) / CLASSIFIER_NAME)
+    names = samples.hparams.categories
+    classifier = find_classifier(folder, data_dir, names, options, workers)
+    if classifier is None:
+        return None
+    generated = recognise(classifier, samples, workers)
+    originals = recognise_originals(folder, classifier, samples, workers)
+    shares, original_shares = _shares(generated), _shares(originals)
+    measure = {
+        "measure": "rec",
+        "rec": shares[0],
+        "rec_per_category": dict(zip(names, shares[1], strict=True)),
+        "originals": original_shares[0],
+        "originals_per_category": dict(zip(names, original_shares[1], strict=True)),
+        "chance": 1 / len(names),
+        "rec_sketches": int(generated.sum()),
+        "originals_sketches": int(originals.sum()),
+        "confusion_categories": list(names),
+        "rec_confusion": generated.tolist(),
+        "originals_confusion": originals.tolist(),
+        "classifier_dir": str(folder.resolve()),
+        "classifier": classifier.facts,
+    }
+    tables = {
+        f"Generated: {shares[0]:.2%} recognised": generated,
+        f"Originals: {original_shares[0]:.2%}": originals,
+    }
+    drawing.write_png(samples.sample_dir / PICTURE_NAME, drawing.confusion_picture(tables, names))
+    return sample_files.write_result(RESULT_NAME, samples, measure)
+
+
+def find_classifier(
+    classifier_dir: Path,
+    data_dir: str | Path,
+    categories: tuple[str, ...],
+    options: Options,
+    workers: int | None = None,
+) -> Classifier | None:
+    """The classifier of a directory, trained first where there is none.
+
+    Returns:
+        The classifier, or None where Ctrl-C or SIGTERM ended its training.
+
+    Raises:
+        UserError: it is for other categories, of other data, or damaged.
+    """
+    classifier = sketch_a_net.load(classifier_dir, categories)
+    if classifier is not None:
+        own = classifier.facts["options"]
+        data = sketch_a_net.load_training_data(data_dir, categories, own["train_per_category"])
+        sketch_a_net.require_data(classifier, data, classifier_dir)
+        others = [f"{k}={own[k]}" for k, value in asdict(options).items() if own[k] != value]
+        if others:
+            print(f"Note: the classifier was trained with {', '.join(others)}.")
+    else:
+        train.make_deterministic(options.seed)
+        data = sketch_a_net.load_training_data(data_dir, categories, options.train_per_category)
+        for remark in data.remarks:
+            print(f"Note: training the classifier, {remark}.")
+        print(
+            f"Training the classifier on {len(data.train)} original sketches of "
+            f"{len(categories)} categories; it will be kept in {classifier_dir}."
+        )
+        with train.Interruption() as interruption:
+            classifier = sketch_a_net.train(
+                classifier_dir,
+                data,
+                categories,
+                options,
+                should_stop=lambda: interruption.requested,
+                workers=workers,
+            )
+    return classifier
+
+
+def recognise(classifier: Classifier, samples: Samples, workers: int | None = None) -> np.ndarray:
+    """What the generated sketches are taken for, each counted: see `sketch_a_net.confusion`."""
+    sketches = [samples.sketch(key) for key in samples.keys]
+    progress = cli.Progress("generated sketches judged", len(sketches))
+    network = classifier.network
+    found = sketch_a_net.predict(network, sketches, advance=progress.advance, workers=workers)
+    true = samples.split.category[samples.members]
+    return sketch_a_net.confusion(true, found, len(samples.hparams.categories))
+
+
+def recognise_originals(
+    classifier_dir: Path, classifier: Classifier, samples: Samples, workers: int | None = None
+) -> np.ndarray:
+    """What the original sketches of the split are taken for: see `sketch_a_net.confusion`.
+
+    The outcome is kept beside the classifier, so that samples made with other probabilities
+    don't wait for it again.
+    """
+    split, classes = samples.split, len(samples.hparams.categories)
+    path = classifier_dir / f"{samples.facts['split'] or 'test'}.npz"
+    made_of = {
+        "weights": sample_files.file_sha256(classifier_dir / checkpoints.BEST),
+        "sketches": sample_files.split_sha256(split, list(range(len(split)))),
+    }
+    if path.exists():
+        arrays, meta = checkpoints.read_arrays(path)
+        if meta == made_of:
+            return arrays["confusion"]
+    sketches = [split.sketch(i) for i in range(len(split))]
+    progress = cli.Progress("original sketches judged", len(sketches))
+    network = classifier.network
+    found = sketch_a_net.predict(network, sketches, advance=progress.advance, workers=workers)
+    counts = sketch_a_net.confusion(split.category, found, classes)
+    checkpoints.write_arrays(path, {"confusion": counts}, made_of)
+    return counts
+
+
+def table(result: dict) -> str:
+    """The measure as a person reads it: percentages, a row a category."""
+    names = result["confusion_categories"]
+    rows = [(n, result["rec_per_category"][n], result["originals_per_category"][n]) for n in names]
+    rows += [
+        ("all", result["rec"], result["originals"]),
+        ("chance", result["chance"], result["chance"]),
+    ]
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"{'%':{width}}{'Rec':>11}{'originals':>11}"]
+    for name, *shares in rows:
+        shown = ["-" if share is None else f"{100 * share:.2f}" for share in shares]
+        lines.append(f"{name:{width}}" + "".join(f"{text:>11}" for text in shown))
+    return "\n".join(lines)
+
+
+def _shares(confusion: np.ndarray) -> tuple[float, list[float | None]]:
+    """The share of right answers, of all and of each row; None for a row without sketches."""
+    right, counts = np.diag(confusion).tolist(), confusion.sum(axis=1).tolist()
+    each = [r / n if n else None for r, n in zip(right, counts, strict=True)]
+    return sum(right) / sum(counts), each
+
+
+def _check(options: Options) -> None:
+    least = {"train_per_category": 0, "per_epoch": 1, "epochs": 1, "batch_size": 1, "seed": 0}
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise UserError(f"--{name}: {getattr(options, name)} is not allowed; at least {low}")
+    if not 0 < options.learning_rate < float("inf"):
+        raise UserError(f"--learning_rate: {options.learning_rate} is not allowed; above 0")
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    values = flags.FLAGS
+    result = recognition(
+        values.data_dir,
+        values.model_dir,
+        values.sample_dir,
+        classifier_dir=values.classifier_dir or None,
+        options=Options(
+            train_per_category=values.train_per_category,
+            per_epoch=values.per_epoch,
+            epochs=values.epochs,
+            batch_size=values.batch_size,
+            learning_rate=values.learning_rate,
+            seed=values.seed,
+        ),
+        workers=values.workers or None,
+    )
+    if result is None:
+        sys.exit(130)  # as Ctrl-C elsewhere
+    print(table(result))
+    print(
+        f"{result['rec_sketches']} generated and {result['originals_sketches']} original sketches; "
+        f"written to {Path(values.sample_dir) / RESULT_NAME} and {PICTURE_NAME}."
+    )
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    default = Options()
+    flags.DEFINE_string("data_dir", None, "Directory that holds <category>.npz, QuickDraw files.")
+    flags.DEFINE_string("model_dir", None, "Directory of a trained or imported model.")
+    flags.DEFINE_string(
+        "sample_dir", None, "Directory that sample.py wrote; takes rec.json and rec_confusion.png."
+    )
+    flags.DEFINE_string(
+        "classifier_dir", "", "Directory of the classifier; classifier in model_dir by default."
+    )
+    flags.DEFINE_integer(
+        "train_per_category",
+        default.train_per_category,
+        "The first so many training sketches of each category; 0 means all.",
+    )
+    flags.DEFINE_integer(
+        "per_epoch", default.per_epoch, "Training sketches per category between two validations."
+    )
+    flags.DEFINE_integer("epochs", default.epochs, "Most epochs; the learning rate falls to 0.")
+    flags.DEFINE_integer("batch_size", default.batch_size, "Sketches of an update.")
+    flags.DEFINE_float("learning_rate", default.learning_rate, "Highest learning rate.")
+    flags.DEFINE_integer("seed", default.seed, "Seed of the training's random numbers.")
+    flags.DEFINE_integer("workers", 0, "Threads that draw; 0 means half as many as cores.", 0)
+    flags.mark_flags_as_required(["data_dir", "model_dir", "sample_dir"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
