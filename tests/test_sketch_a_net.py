@@ -162,7 +162,7 @@ def test_augmentation_is_the_warp(change, data):
 
 
 def test_augmentation_keeps_the_articles_bounds():
-    """A T on its side is mirrored half of the time, turned up to 5 degrees, shifted up to 28 pixels."""
+    """A lying T is mirrored half of the time, turned up to 5 degrees, shifted up to 28 pixels."""
     picture = np.full((225, 225), 255, np.uint8)
     picture[82:143, 111:114] = 0
     picture[111:114, 112:143] = 0  # an arm to the right of a bar through the centre

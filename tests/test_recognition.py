@@ -1,0 +1,305 @@
+"""Rec: every sketch counted once, by a classifier that is trained once and belongs to the data."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cli  # noqa: F401, keeps TensorFlow quiet
+
+import cv2
+import numpy as np
+import pytest
+from conftest import HPARAMS
+
+import dataset
+import drawing
+import recognition
+import sample
+import sample_files
+import sketch_a_net
+import train
+from hparams import UserError, write_config
+from sketch_a_net import Options
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("fish", "tree")
+TINY = Options(per_epoch=32, epochs=4, batch_size=8, learning_rate=0.003, width=4)
+
+
+@pytest.fixture(scope="module")
+def originals(data_dir):
+    found = dataset.load_dataset(data_dir, HPARAMS, scale_factor=30.0, splits=("test",))
+    return found.splits["test"]
+
+
+@pytest.fixture(scope="module")
+def classifier_dir(data_dir, tmp_path_factory):
+    """A classifier that knows fish from trees, and no judgement of the originals yet."""
+    folder = tmp_path_factory.mktemp("classifier")
+    train.make_deterministic(0)
+    data = sketch_a_net.load_training_data(data_dir, NAMES, 0)
+    sketch_a_net.train(folder, data, NAMES, TINY)
+    return folder
+
+
+@pytest.fixture
+def classifier(classifier_dir, tmp_path):
+    """A copy of it, for tests that look at what is added or damage it."""
+    return shutil.copytree(classifier_dir, tmp_path / "classifier")
+
+
+@pytest.fixture
+def samples(originals, tmp_path):
+    """Trees for some of the fish, and sketches of no row and of one: 13 of 15 are there."""
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for i in range(2, len(originals)):
+        category, index = originals.key(i)
+        sketch = originals.sketch(len(originals) - 1 if (category, index) < (0, 5) else i)
+        np.save(folder / f"stroke_{category}_{index}.npy", sketch[None])
+    np.save(folder / "stroke_1_0.npy", np.zeros((1, 0, 3)))
+    np.save(folder / "stroke_1_1.npy", np.array([[[3.0, 4.0, 1.0]]]))
+    return folder
+
+
+def one_by_one(classifier_dir, pairs):
+    """Counts of pairs (true category, sketch), each sketch drawn and judged alone."""
+    network = sketch_a_net.load(classifier_dir, NAMES).network
+    counts = [[0, 0], [0, 0]]
+    for category, sketch in pairs:
+        scores = np.asarray(network(drawing.to_picture(sketch, 225)[None]))[0]
+        counts[category][int(np.argmax(scores))] += 1
+    return counts
+
+
+def test_rec_is_what_counting_gives(data_dir, model_dir, originals, samples, classifier, capsys):
+    """Every sketch counts, blank ones too, under the category of its file's name."""
+    result = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
+    pairs = []
+    for path in samples.glob("stroke_*.npy"):
+        pairs.append((int(path.name.split("_")[1]), np.load(path)[0]))
+    generated = one_by_one(classifier, pairs)
+    theirs = one_by_one(
+        classifier, [(originals.category[i], originals.sketch(i)) for i in range(len(originals))]
+    )
+    assert result["rec_confusion"] == generated and result["originals_confusion"] == theirs
+    assert [sum(row) for row in generated] == [5, 8] and [sum(row) for row in theirs] == [7, 8]
+    # The classifier knows the two apart, so the samples' own mistakes are what it finds.
+    assert generated[0] == [3, 2] and theirs == [[7, 0], [0, 8]]
+    right = generated[0][0] + generated[1][1]
+    assert result["rec"] == right / 13 and result["rec_sketches"] == 13
+    assert result["rec_per_category"] == {"fish": 3 / 5, "tree": generated[1][1] / 8}
+    assert result["originals"] == 1 and result["originals_sketches"] == 15
+    assert result["chance"] == 0.5 and result["confusion_categories"] == ["fish", "tree"]
+    assert json.loads((samples / "rec.json").read_text()) == result
+    rows = recognition.table(result).splitlines()
+    assert [row.split() for row in rows[1:3]] == [
+        ["fish", "60.00", "100.00"],
+        ["tree", f"{100 * generated[1][1] / 8:.2f}", "100.00"],
+    ]
+    picture = cv2.imread(str(samples / "rec_confusion.png"))
+    assert (
+        picture
+        == drawing.confusion_picture(
+            {
+                f"Generated: {right / 13:.2%} recognised": np.array(generated),
+                "Originals: 100.00%": np.array(theirs),
+            },
+            NAMES,
+        )
+    ).all()
+
+
+def test_originals_as_samples_give_the_originals_accuracy(
+    data_dir, model_dir, originals, classifier, tmp_path
+):
+    """Sketches that are drawn the same are judged the same, whatever they pass as."""
+    for i in range(len(originals)):
+        category, index = originals.key(i)
+        np.save(tmp_path / f"stroke_{category}_{index}.npy", originals.sketch(i)[None])
+    # A classifier that makes mistakes: one whose scores are those of noise.
+    path = classifier / "best.npz"
+    arrays, made_of = sketch_a_net.checkpoints.read_arrays(path)
+    kernel = arrays["sketch_a_net/scores/kernel"]
+    kernel[:] = np.random.default_rng(0).standard_normal(kernel.shape)
+    arrays["sketch_a_net/scores/bias"][:] = 0
+    sketch_a_net.checkpoints.write_arrays(path, arrays, made_of)
+    result = recognition.recognition(data_dir, model_dir, tmp_path, classifier_dir=classifier)
+    assert result["rec_confusion"] == result["originals_confusion"]
+    assert result["rec"] == result["originals"] < 1
+    assert result["rec_per_category"] == result["originals_per_category"]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many sketches each call of `predict` judged."""
+    calls, predict = [], sketch_a_net.predict
+
+    def counting(network, sketches, **options):
+        calls.append(len(sketches))
+        return predict(network, sketches, **options)
+
+    monkeypatch.setattr(sketch_a_net, "predict", counting)
+    return calls
+
+
+def test_the_originals_are_judged_once(
+    data_dir, model_dir, samples, classifier, counted, monkeypatch, tmp_path
+):
+    """Neither trained nor judged again for other samples, unless weights or originals change."""
+    monkeypatch.setattr(sketch_a_net, "train", None)
+    first = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
+    (samples / "stroke_1_0.npy").unlink()
+    second = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
+    assert counted == [13, 15, 12]
+    assert first["originals_confusion"] == second["originals_confusion"]
+
+    weights = classifier / "best.npz"
+    arrays, made_of = sketch_a_net.checkpoints.read_arrays(weights)
+    arrays["sketch_a_net/scores/bias"] += np.array([100.0, 0.0], np.float32)
+    sketch_a_net.checkpoints.write_arrays(weights, arrays, made_of)
+    third = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
+    assert third["originals_confusion"] == [[7, 0], [8, 0]]
+
+    changed = shutil.copytree(data_dir, tmp_path / "data")
+    arrays = dict(np.load(changed / "tree.npz", allow_pickle=True))
+    arrays["test"] = arrays["test"][:-1]
+    np.savez(changed / "tree.npz", **arrays)
+    (samples / "stroke_1_7.npy").unlink()
+    fourth = recognition.recognition(changed, model_dir, samples, classifier_dir=classifier)
+    assert fourth["originals_confusion"] == [[7, 0], [7, 0]]
+
+
+def test_the_classifier_lands_beside_the_model(data_dir, samples, tmp_path, counted, capsys):
+    """By default; interrupted, the same call goes on; other options than its own are noted."""
+    model = tmp_path / "model"
+    model.mkdir()
+    write_config(model / "model_config.json", HPARAMS, 30.0)
+    (model / "best.npz").write_bytes(b"not looked into")
+    options = dataclasses.replace(TINY, epochs=1)
+
+    class Interrupted(train.Interruption):
+        def __init__(self):
+            self.requested = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "Interruption", Interrupted)
+        assert recognition.recognition(data_dir, model, samples, options=options) is None
+    assert not (samples / "rec.json").exists()
+    assert (model / "classifier" / "latest.npz").exists()
+    result = recognition.recognition(data_dir, model, samples, options=options)
+    assert "Resuming the classifier" in capsys.readouterr().out
+    assert result["classifier_dir"] == str(model / "classifier")
+    assert result["classifier"]["options"] == dataclasses.asdict(options)
+    assert counted == [4, 13, 15]  # the validation sketches, the samples, the originals
+    recognition.recognition(data_dir, model, samples, options=dataclasses.replace(options, seed=7))
+    assert "Note: the classifier was trained with seed=0." in capsys.readouterr().out
+
+
+def test_results_can_be_collected(data_dir, model_dir, classifier, tmp_path):
+    """rec.json has the same keys for all probabilities and categories, and what reproduces it."""
+    results = []
+    for prob, categories in ((0.0, None), (0.4, ("tree",))):
+        folder = tmp_path / str(prob)
+        sample.sample(
+            data_dir,
+            model_dir,
+            folder,
+            num_per_category=4,
+            prob=prob,
+            batch_size=8,
+            pictures=(),
+            categories=categories,
+        )
+        recognition.recognition(data_dir, model_dir, folder, classifier_dir=classifier)
+        results.append(json.loads((folder / "rec.json").read_text()))
+        assert results[-1]["prob"] == prob
+        assert set(sample_files.FACTS) < set(results[-1])
+    assert list(results[0]) == list(results[1])
+    assert results[0]["rec_per_category"].keys() == results[1]["rec_per_category"].keys()
+    assert results[0]["rec_sketches"] == sum(results[0]["counts"].values()) == 7
+    assert results[1]["rec_per_category"]["fish"] is None and results[1]["rec_sketches"] == 4
+    assert results[1]["originals_sketches"] == 15
+
+
+def test_what_is_refused(data_dir, model_dir, samples, classifier, tmp_path):
+    """A classifier of other data or categories, damaged files: one line, and no rec.json."""
+
+    def refused(message, data=data_dir, model=model_dir):
+        with pytest.raises(UserError, match=message) as error:
+            recognition.recognition(data, model, samples, classifier_dir=classifier)
+        assert "\n" not in str(error.value) and not (samples / "rec.json").exists()
+
+    changed = shutil.copytree(data_dir, tmp_path / "data")
+    arrays = dict(np.load(changed / "tree.npz", allow_pickle=True))
+    arrays["train"][0] = arrays["train"][0][:-1]
+    np.savez(changed / "tree.npz", **arrays)
+    refused("holds a classifier trained on other data", data=changed)
+    other = shutil.copytree(model_dir, tmp_path / "model")
+    write_config(other / "model_config.json", HPARAMS.replace(categories=NAMES[::-1]), 30.0)
+    for path in samples.glob("stroke_*"):
+        if path.name not in ("stroke_0_0.npy", "stroke_1_0.npy"):
+            path.unlink()
+    refused("for other categories .fish, tree., not for tree, fish", model=other)
+    (classifier / "test.npz").write_text("")
+    refused("test.npz: damaged")
+    (classifier / "classifier.json").write_text("")
+    refused("classifier.json: damaged")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs: 0 is not allowed; at least 1"),
+        ({"batch_size": 0}, "--batch_size: 0 is not allowed; at least 1"),
+        ({"per_epoch": 0}, "--per_epoch: 0 is not allowed; at least 1"),
+        ({"train_per_category": -1}, "--train_per_category: -1 is not allowed; at least 0"),
+        ({"seed": -1}, "--seed: -1 is not allowed; at least 0"),
+        ({"learning_rate": 0.0}, "--learning_rate: 0.0 is not allowed; above 0"),
+        ({"learning_rate": float("nan")}, "--learning_rate: nan is not allowed; above 0"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    """One line names the option, the value and what is allowed, before anything is read."""
+    with pytest.raises(UserError, match=message):
+        recognition.recognition(tmp_path, tmp_path, tmp_path, options=Options(**options))
+
+
+def test_the_command_line(data_dir, model_dir, samples, classifier):
+    """A small table of percentages; a mistake is one line and exit status 1."""
+    command = [sys.executable, str(ROOT / "recognition.py"), f"--data_dir={data_dir}"]
+    command += [f"--model_dir={model_dir}", f"--sample_dir={samples}"]
+    command += [f"--classifier_dir={classifier}", "--workers=2"]
+    done = subprocess.run([*command, "--epochs=3"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "trained with per_epoch=32, epochs=4" in done.stdout
+    result = json.loads((samples / "rec.json").read_text())
+    assert recognition.table(result) in done.stdout
+    assert "13 generated and 15 original sketches" in done.stdout
+    done = subprocess.run([*command, "--epochs=0"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("recognition.py: --epochs") and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_saves_the_training(data_dir, model_dir, samples, tmp_path):
+    """Exit status 130, the training's state kept, and no traceback."""
+    command = [sys.executable, str(ROOT / "recognition.py"), f"--data_dir={data_dir}"]
+    command += [f"--model_dir={model_dir}", f"--sample_dir={samples}"]
+    command += [f"--classifier_dir={tmp_path / 'new'}", "--batch_size=1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    said = ""
+    while "Epoch 1" not in said:
+        said += process.stdout.readline()
+        assert process.poll() is None, said
+    os.kill(process.pid, signal.SIGINT)
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "Interrupted at update" in rest
+    assert (tmp_path / "new" / "latest.npz").exists() and not (samples / "rec.json").exists()
