@@ -1,5 +1,6 @@
 # make demo: install, write the embedded sketches, train a small model, heal sketches with it,
 #   measure how many lead back to their original.
+# make demo-rec: the same, then train a classifier and measure how many it recognises.
 # make test: install, lint, run the tests.
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -9,7 +10,7 @@ DEMO_OPTIONS = categories=[fish,smiley,umbrella],batch_size=32,graph_picture_siz
 	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1150,save_every=5,$\
 	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0002
 
-.PHONY: demo test clean
+.PHONY: demo demo-rec test clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=700 --valid=32 --test=32 \
@@ -27,6 +28,11 @@ demo: $(VENV)/installed
 	@echo "Learning curves: $(DEMO)/model/metrics.csv, or"
 	@echo "                 $(VENV)/bin/tensorboard --logdir $(DEMO)/model/tensorboard"
 	@echo "Training data:   $(DEMO)/data/<category>.npz"
+
+demo-rec: demo
+	@echo
+	$(VENV)/bin/python recognition.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
+		--sample_dir=$(DEMO)/healed --per_epoch=250 --epochs=3
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .

@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 import import_checkpoint
+import recognition
 import retrieval
 import sample
 import train
@@ -24,7 +25,7 @@ def test_every_option_is_in_the_table():
     assert "\n".join(rows) in README
 
 
-@pytest.mark.parametrize("script", [train, sample, retrieval, import_checkpoint])
+@pytest.mark.parametrize("script", [train, sample, retrieval, recognition, import_checkpoint])
 def test_every_flag_is_there_with_its_default(script):
     """No flag without a word about it, no default that is another."""
     before = set(flags.FLAGS)
@@ -34,9 +35,12 @@ def test_every_flag_is_there_with_its_default(script):
     for name in names:  # another script may have a flag of the same name
         delattr(flags.FLAGS, name)
     assert names
+    tables = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
+    own = [t for t in tables if set(re.findall(r"^\| `--(\w+)", t, re.MULTILINE)) == set(names)]
+    assert len(own) == (script is not import_checkpoint)  # whose few flags are in the text
     for name, default in defaults.items():
         assert f"--{name}" in README, name
-        for shown in re.findall(rf"^\| `--{name}=(\S+)`", README, re.MULTILINE):
+        for shown in re.findall(rf"^\| `--{name}=(\S+)`", "".join(own), re.MULTILINE):
             if isinstance(default, float):
                 assert float(shown) == default, name
             elif name not in ("resume_training", "random_seed"):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import HPARAMS
 
+import checkpoints
 import dataset
 import drawing
 import recognition
@@ -124,11 +125,11 @@ def test_originals_as_samples_give_the_originals_accuracy(
         np.save(tmp_path / f"stroke_{category}_{index}.npy", originals.sketch(i)[None])
     # A classifier that makes mistakes: one whose scores are those of noise.
     path = classifier / "best.npz"
-    arrays, made_of = sketch_a_net.checkpoints.read_arrays(path)
+    arrays, made_of = checkpoints.read_arrays(path)
     kernel = arrays["sketch_a_net/scores/kernel"]
     kernel[:] = np.random.default_rng(0).standard_normal(kernel.shape)
     arrays["sketch_a_net/scores/bias"][:] = 0
-    sketch_a_net.checkpoints.write_arrays(path, arrays, made_of)
+    checkpoints.write_arrays(path, arrays, made_of)
     result = recognition.recognition(data_dir, model_dir, tmp_path, classifier_dir=classifier)
     assert result["rec_confusion"] == result["originals_confusion"]
     assert result["rec"] == result["originals"] < 1
@@ -160,9 +161,9 @@ def test_the_originals_are_judged_once(
     assert first["originals_confusion"] == second["originals_confusion"]
 
     weights = classifier / "best.npz"
-    arrays, made_of = sketch_a_net.checkpoints.read_arrays(weights)
+    arrays, made_of = checkpoints.read_arrays(weights)
     arrays["sketch_a_net/scores/bias"] += np.array([100.0, 0.0], np.float32)
-    sketch_a_net.checkpoints.write_arrays(weights, arrays, made_of)
+    checkpoints.write_arrays(weights, arrays, made_of)
     third = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
     assert third["originals_confusion"] == [[7, 0], [8, 0]]
 
