@@ -31,7 +31,7 @@ from dataset import Split
 from hparams import HParams, UserError
 
 FACTS_NAME = "classifier.json"
-SIDE = drawing.SIDE
+SIDE = 225  # pixels of a picture, the article's
 PATIENCE = 4  # validations in a row without improvement
 VALIDATED = 250  # validation sketches of a category: enough to compare epochs by
 EVALUATION_BATCH = 64

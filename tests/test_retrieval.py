@@ -246,7 +246,9 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
     refused("stroke_a.npy: is no stroke_")
     (folder / "stroke_a.npy").unlink()
     path = folder / "stroke_0_0.npy"
-    for broken in (np.zeros((1, 4, 2)), np.zeros((4, 3)), np.full((1, 4, 3), np.nan)):
+    values = (np.nan, np.inf, 1e200)  # the last is too large to be drawn
+    far = [np.full((1, 4, 3), value) for value in values]
+    for broken in (np.zeros((1, 4, 2)), np.zeros((4, 3)), *far):
         np.save(path, broken)
         refused("stroke_0_0.npy: holds no sketch")
     path.write_bytes(path.read_bytes()[:40])

@@ -370,6 +370,11 @@ def test_confusion_counts_pairs():
 
 def test_the_fingerprint_knows_the_data(folder, data, tmp_path):
     """Another row, label, split or number of sketches is other data; the same is the same."""
+    for name, split in (("train", data.train), ("valid", data.valid)):
+        raw = [
+            s for title in NAMES for s in dataset.read_sketch_file(folder / f"{title}.npz")[name]
+        ]
+        np.testing.assert_array_equal(split.rows, np.concatenate(raw))
     prints = {data.fingerprint}
     assert sketch_a_net.load_training_data(folder, NAMES, 0).fingerprint in prints
     prints.add(sketch_a_net.load_training_data(folder, NAMES, 20).fingerprint)
