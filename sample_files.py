@@ -203,7 +203,7 @@ def read_strokes(path: Path) -> np.ndarray:
         raise UserError(f"{path}: can't be read ({reason}); draw it again") from None
     good = isinstance(array, np.ndarray) and array.dtype.kind in "iuf"
     good = good and array.ndim == 3 and array.shape[::2] == (1, 3)
-    if not (good and (np.abs(array) < drawing.FARTHEST).all()):  # NaN is not
+    if not (good and (np.abs(array.astype(float)) < drawing.FARTHEST).all()):  # NaN is not
         raise UserError(f"{path}: holds no sketch, a finite array of shape (1, n, 3)")
     return array[0]
 
