@@ -24,8 +24,10 @@ CENTROID_MOMENTUM = 0.75
 LIKELIHOOD_FLOOR = 1e-6
 
 
-class PatchEncoder(keras.layers.Layer):
+class PatchEncoder(rnn.MixedLayer):
     """Seven strided convolutions and a max-pool: one 512-vector a picture.
+
+    All is computed in the compute type of its policy.
 
     Args:
         seed: int or keras.random.SeedGenerator for the initial weights.
@@ -51,7 +53,7 @@ class PatchEncoder(keras.layers.Layer):
         self.built = True
 
     def call(self, pictures):
-        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float (N, 512)."""
+        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float32 (N, 512)."""
         side = pictures.shape[1]
         padded = 2 ** math.ceil(math.log2(side))
         if side == padded:
@@ -63,7 +65,7 @@ class PatchEncoder(keras.layers.Layer):
         # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
         # matrix product without any rearrangement, many times as fast backwards as a general one.
         windows = padded * padded
-        for layer, kernel in enumerate(self.filters):
+        for layer, kernel in enumerate(map(self.low, self.filters)):
             if windows == 1:  # of a single pixel's window, SAME padding fills the rest
                 kernel = kernel[0, 0]
             else:
@@ -72,7 +74,8 @@ class PatchEncoder(keras.layers.Layer):
             x = ops.matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel)
             if layer < len(self.filters) - 1:
                 x = ops.relu(x)
-        return ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
+        pooled = ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
+        return ops.cast(pooled, self.variable_dtype)
 
     def _scale(self, pixels):
         return ops.cast(pixels, self.compute_dtype) / 255 * 2 - 1
@@ -151,8 +154,10 @@ def node_masks(graph_masks):
     return graph_masks[:, :, 0]
 
 
-class GraphEncoder(keras.layers.Layer):
+class GraphEncoder(rnn.MixedLayer):
     """Two graph convolutions, pooled into the mean and log-variance of the latent code.
+
+    The convolutions' kernels are applied in the compute type of its policy.
 
     Args:
         z_size: Z.
@@ -195,8 +200,8 @@ class GraphEncoder(keras.layers.Layer):
         """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
         h = self.node_norm(ops.relu(embeddings), training=training)
         g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(ops.matmul(g0, self.kernel_1))
-        g2 = ops.relu(ops.matmul(g1, self.kernel_2))
+        g1 = ops.relu(rnn.product(g0, self.low(self.kernel_1)))
+        g2 = ops.relu(rnn.product(g1, self.low(self.kernel_2)))
         pooled = ops.sum(g0 + g2, axis=1)
         return ops.tanh(self.graph_norm(pooled, training=training))
 
@@ -246,18 +251,22 @@ class Clusters(keras.layers.Layer):
         return 0.5 * ops.sum(distances * counted) / ops.maximum(ops.sum(counted), 1.0)
 
 
-class Decoder(keras.layers.Layer):
+class Decoder(rnn.MixedLayer):
     """The recurrent network that redraws a sketch from its code, row by row.
 
     Args:
-        hparams: dec_model, dec_rnn_size, z_size and the dropout options are read.
+        hparams: dec_model, dec_rnn_size, z_size, seed and the dropout options are read.
         seed: int or keras.random.SeedGenerator for the initial weights.
     """
 
     def __init__(self, hparams: HParams, seed=None, **kwargs):
         super().__init__(**kwargs)
         self.cell = rnn.CELLS[hparams.dec_model](
-            rnn.ROW_WIDTH + hparams.z_size, hparams.dec_rnn_size, seed=seed, name="cell"
+            rnn.ROW_WIDTH + hparams.z_size,
+            hparams.dec_rnn_size,
+            seed=seed,
+            dtype=self.dtype_policy,
+            name="cell",
         )
         self.state_kernel = self.add_weight(
             shape=(hparams.z_size, sum(self.cell.state_sizes)),
@@ -318,7 +327,7 @@ class Decoder(keras.layers.Layer):
             masks = None
             if "recurrent" in keep:
                 units = self.output_kernel.shape[0]
-                ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.compute_dtype)
+                ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.variable_dtype)
                 masks = self._drop(ones, keep["recurrent"])
             hidden, _ = self.cell.unroll(projected, state, masks)
         if "output" in keep:
@@ -383,10 +392,11 @@ class SPGra2Seq(keras.Model):
         super().__init__(name="sp_gra2seq", **kwargs)
         self.hparams = hparams
         seed = keras.random.SeedGenerator(hparams.seed)
-        self.patch_encoder = PatchEncoder(seed=seed, name="encoder")
-        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, name="graph")
+        dtype = hparams.precision
+        self.patch_encoder = PatchEncoder(seed=seed, dtype=dtype, name="encoder")
+        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, dtype=dtype, name="graph")
         self.clusters = Clusters(hparams.num_mixture, name="clusters")
-        self.decoder = Decoder(hparams, seed=seed, name="decoder")
+        self.decoder = Decoder(hparams, seed=seed, dtype=dtype, name="decoder")
         self.reconstruction_metric = keras.metrics.Mean(name="reconstruction")
         self.clustering_metric = keras.metrics.Mean(name="clustering")
         self.built = True
