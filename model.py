@@ -504,6 +504,11 @@ class SPGra2Seq(keras.Model):
             dropout_seed=batch.get("dropout_seed"),
         )
 
+    def stateless_call(self, *args, return_losses=False, **kwargs):
+        """As Keras's, which however would take `losses` for a list of layers' penalties."""
+        results = super().stateless_call(*args, **kwargs)
+        return (*results, []) if return_losses else results
+
     def start_clusters(self, batch):
         """Sets the centroids to the first K patch embeddings of a batch, sketch by sketch."""
         patches = batch["nodes"].shape[1] - 1
@@ -550,7 +555,7 @@ class Adam(keras.optimizers.Adam):
 
     def build(self, variables):
         super().build(variables)
-        self.schedule_step = self.add_variable((), name="schedule_step", dtype="int64")
+        self.schedule_step = self.add_variable((), name="schedule_step", dtype="int")
 
     def _get_current_learning_rate(self):
         low, high = self.hparams.min_learning_rate, self.hparams.learning_rate
