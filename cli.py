@@ -5,6 +5,7 @@ GPUs and instruction sets to the terminal, below the level that its own settings
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -56,6 +57,8 @@ with _plain_interrupt(), _native_stderr_hidden():
         tensorflow.config.list_physical_devices()
         # Its advice on retracing, for a model that meets a few shapes of batches.
         tensorflow.get_logger().setLevel("ERROR")
+    # Its remarks on kinds of devices that it did not find.
+    logging.getLogger("jax").setLevel(logging.WARNING)
 
 
 def run(main: Callable[[], None]) -> None:

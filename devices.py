@@ -165,7 +165,7 @@ def find(num_devices: int, batch_size: int) -> Team:
     names = tuple(f"{device.platform}:{device.id}" for device in chosen)
     if len(chosen) == 1:
         return Team(names)
-    distribution = keras.distribution.DataParallel(devices=chosen)
+    distribution = keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
     return Team(names, jax.process_index(), jax.process_count(), distribution)
 
 

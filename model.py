@@ -118,9 +118,11 @@ def synonymous_winners(embeddings):
     """
     e = ops.stop_gradient(embeddings)
     norms = ops.sqrt(ops.sum(ops.square(e), axis=-1))
-    # A matrix product may round equal pairs differently; multiply-and-sum can't, so ties are ties.
     products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
     c = products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
+    # Equal patches must tie, however a compiler rounds their sums.
+    twins = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
+    c = ops.take_along_axis(c, first_argmax(ops.cast(twins, "int32"))[:, None, :], axis=2)
     first = winner(c)
     second = winner(c - c * first)
     third = winner(c - c * (first + second))
