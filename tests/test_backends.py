@@ -54,9 +54,10 @@ if on_jax:
 import cli
 import numpy as np
 
-import devices, sample, train, utils
+import checkpoints, devices, sample, train, utils
 from hparams import UserError
 
+save = checkpoints.save_latest
 draw, evaluate, on_batch_begin = utils.draw, train.evaluate, train.Run.on_train_batch_begin
 counts, task = {}, {}
 
@@ -79,10 +80,16 @@ def interrupting(self, batch, logs=None):
     if self.state.updates == task.get("die_after"):
         os.kill(os.getpid(), signal.SIGKILL)
 
+def copying_save(log_root, model, optimizer, state):
+    save(log_root, model, optimizer, state)
+    if state.updates == 0 and "copy_begun" in task:
+        shutil.copytree(log_root, task["copy_begun"])
+
 class CountCompilations(logging.Handler):
     def emit(self, record):
         counts["compiled"] += record.getMessage().startswith("Compiling jit(train_step)")
 
+checkpoints.save_latest = copying_save
 utils.draw, train.evaluate = counted_draw, scripted_evaluate
 train.Run.on_train_batch_begin = interrupting
 train.draw_preview = lambda *_: np.zeros((2, 2, 3), np.uint8)
@@ -90,8 +97,7 @@ train.AGREED_EVERY = 2
 if on_jax:
     import jax
     jax.config.update("jax_log_compiles", True)
-    for name in ("jax", "jax._src"):
-        logging.getLogger(name).propagate = False
+    logging.getLogger("jax").propagate = False
     logging.getLogger("jax").addHandler(CountCompilations())
 
 tasks = json.loads(sys.argv[1])
@@ -102,7 +108,7 @@ for task in tasks:
     counts.update(drawn=0, compiled=0)
     try:
         if "sample" in task:
-            sample.sample(*task["sample"], num_per_category=3, prob=0.0, greedy=True, pictures=())
+            sample.sample(*task["sample"], num_per_category=3, prob=0.0, pictures=())
         else:
             state = train.train(*task["train"], resume=True, workers=1, **task["settings"])
             print("ENDED", json.dumps([state.updates, state.finished, counts]))
@@ -191,7 +197,7 @@ def assert_same_run(one, other):
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
-def assert_same_first_update(one, other, loss=1e-5, gradient=5e-4):
+def assert_same_first_update(one, other, loss=1e-5, gradient=2e-4):
     """Losses and gradients of the first update agree, the latter by Adam's first moments.
 
     Losses differ by float32 sums in another order; in gradients batch normalisation over 8
@@ -208,12 +214,12 @@ def assert_same_first_update(one, other, loss=1e-5, gradient=5e-4):
 
 
 def assert_same_evaluation(output, other):
-    """Of the whole splits, behind the first update: float32 rounding, once through Adam."""
-    ours = {name: losses for name, updates, losses in said(output, "EVALUATED") if updates == 1}
-    theirs = {name: losses for name, updates, losses in said(other, "EVALUATED") if updates == 1}
-    assert ours.keys() == theirs.keys() == {"valid", "test"}
-    for name, losses in ours.items():
-        assert losses == pytest.approx(theirs[name], rel=1e-3), name
+    """Of the whole splits, behind the first task's one update: rounding, once through Adam."""
+    for (split, *_, ours), (_, *_, theirs), name in zip(
+        said(output, "EVALUATED"), said(other, "EVALUATED"), ("valid", "test"), strict=False
+    ):
+        assert split == name
+        assert ours == pytest.approx(theirs, rel=1e-3), name
 
 
 @pytest.fixture(scope="module")
@@ -237,20 +243,28 @@ def on_jax(folder, data_dir):
         training(data_dir, part, WHOLE, interrupt_in=10, copy=folder / "part_10"),
         training(data_dir, part, WHOLE, interrupt_in=12, copy=folder / "part_12"),
         training(data_dir, part, WHOLE),
-        training(data_dir, folder / "mixed", ONE + ",precision=mixed_bfloat16"),
     ]
     return finish(start(folder / "cache", tasks))[0]
 
 
 @pytest.fixture(scope="module")
-def on_tensorflow(folder, data_dir):
-    """Single updates on TensorFlow, one of a run that goes on elsewhere."""
+def on_both(folder, data_dir):
+    """Runs begun on TensorFlow, some of which go on on JAX; the outputs of both processes."""
+    mixed = ONE + ",precision=mixed_bfloat16"
+    one, one_mixed, moving = (folder / name for name in ("one_tf", "mixed_tf", "moving"))
     tasks = [
-        training(data_dir, folder / "one_tf", ONE),
-        training(data_dir, folder / "moving", WHOLE, interrupt_in=1, copy=folder / "staying"),
-        training(data_dir, folder / "mixed_tf", ONE + ",precision=mixed_bfloat16"),
+        training(data_dir, one, ONE, copy_begun=str(folder / "one_jax")),
+        training(data_dir, one_mixed, mixed, copy_begun=str(folder / "mixed_jax")),
+        training(data_dir, moving, WHOLE, interrupt_in=1, copy=folder / "staying"),
     ]
-    return finish(start(folder / "cache", tasks, backend="tensorflow"))[0]
+    by_tensorflow = finish(start(folder / "cache", tasks, backend="tensorflow"))[0]
+    tasks = [
+        training(data_dir, folder / "one_jax", ONE),
+        training(data_dir, folder / "mixed_jax", mixed),
+        training(data_dir, moving, WHOLE, interrupt_in=6, copy=folder / "moved"),
+        {"sample": [str(data_dir), str(moving), str(folder / "drawn_jax")]},
+    ]
+    return by_tensorflow, finish(start(folder / "cache", tasks))[0]
 
 
 def test_jax_compiles_few_times(on_jax):
@@ -263,7 +277,7 @@ def test_jax_compiles_few_times(on_jax):
 def test_roll_back_and_resumption_on_jax(folder, on_jax):
     """What callbacks read and assign within `fit` counts, though its buffers are given away:
     a roll-back takes effect, and a run that was stopped twice equals one that never was."""
-    assert [updates for updates, *_ in said(on_jax, "ENDED")] == [1, 13, 10, 12, 13, 1]
+    assert [updates for updates, *_ in said(on_jax, "ENDED")] == [1, 13, 10, 12, 13]
     latest, best = arrays_of(folder / "part_10"), arrays_of(folder / "part_10", "best.npz")
     assert_same_arrays({name: latest[name] for name in best}, best)
     assert (latest["adam/schedule_step"], latest["adam/iteration"]) == (5, 10)
@@ -273,39 +287,36 @@ def test_roll_back_and_resumption_on_jax(folder, on_jax):
     assert_same_run(folder / "part", folder / "whole")
 
 
-def test_backends_compute_the_same(folder, on_jax, on_tensorflow):
-    """Losses, gradients and evaluation of one update, in float32 and in bfloat16."""
-    assert_same_first_update(folder / "one", folder / "one_tf")
-    assert_same_evaluation(on_jax, on_tensorflow)
-    # Products are rounded to 8 bits, on the way to a loss some thousand of them.
-    assert_same_first_update(folder / "mixed", folder / "mixed_tf", loss=0.01, gradient=0.3)
+def test_backends_compute_the_same(folder, on_both):
+    """From the same weights: losses, gradients and evaluation of one update."""
+    assert_same_first_update(folder / "one_jax", folder / "one_tf")
+    assert_same_evaluation(*on_both)
+    # bfloat16 keeps 8 bits, and the backends round other sums; compare test_mixed_precision_*.
+    assert_same_first_update(folder / "mixed_jax", folder / "mixed_tf", loss=0.01, gradient=0.5)
 
 
-def test_a_run_moves_to_the_other_backend(folder, data_dir, on_tensorflow):
+def test_a_run_moves_to_the_other_backend(folder, data_dir, on_both):
     """JAX goes on where TensorFlow stopped and the reverse, the optimiser's state included, and
     both draw the same sketches from the same model."""
     moving, drawn = folder / "moving", [folder / "drawn_jax", folder / "drawn_tf"]
-    begun = arrays_of(moving)
-    tasks = [
-        training(data_dir, moving, WHOLE, interrupt_in=6, copy=folder / "moved"),
-        {"sample": [str(data_dir), str(moving), str(drawn[0])]},
-    ]
-    output = finish(start(folder / "cache", tasks))[0]
-    assert [updates for updates, *_ in said(output, "ENDED")] == [6]
-    moved = arrays_of(folder / "moved")
-    assert moved.keys() == begun.keys()
+    assert [updates for updates, *_ in said(on_both[1], "ENDED")] == [1, 1, 6]
+    moved, begun = arrays_of(folder / "moved"), arrays_of(folder / "staying")
+    assert {k: v.shape for k, v in moved.items()} == {k: v.shape for k, v in begun.items()}
     assert (moved["adam/schedule_step"], moved["adam/iteration"]) == (6, 6)
     tasks = [
         {"sample": [str(data_dir), str(moving), str(drawn[1])]},
-        training(data_dir, folder / "staying", WHOLE, interrupt_in=2),
+        training(data_dir, folder / "staying", WHOLE, interrupt_in=3),
         training(data_dir, moving, WHOLE),
     ]
     output = finish(start(folder / "cache", tasks, backend="tensorflow"))[0]
-    assert [updates for updates, *_ in said(output, "ENDED")] == [2, 13]
-    # From one checkpoint, the next update on either backend: loss, and moments of both updates.
-    np.testing.assert_allclose(losses_of(moving)[1], losses_of(folder / "staying")[1], rtol=1e-5)
+    assert [updates for updates, *_ in said(output, "ENDED")] == [3, 13]
+    # The next update from one checkpoint, and the one behind it, which Adam's state decides too.
+    ours, theirs = losses_of(moving), losses_of(folder / "staying")
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
+    np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-3)
     names = sorted(path.name for path in drawn[0].glob("*.npy"))
-    assert len(names) == 12 and names == sorted(path.name for path in drawn[1].glob("*.npy"))
+    assert len(names) >= 8 and names == sorted(path.name for path in drawn[1].glob("*.npy"))
+    assert sum(np.load(drawn[0] / name).shape[1] for name in names if "stroke" in name) > 10
     for name in names:
         ours, theirs = (np.load(path / name) for path in drawn)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=name)
