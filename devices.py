@@ -176,9 +176,12 @@ def _lost_peers():
 
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX raises some failures of the runtime, whose texts begin with a status, as ValueError.
+        if not re.match(r"[A-Z_]+: ", str(error)):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(
-            "lost contact with another process of this run; the last checkpoint is intact: start "
-            f"all of them again with --resume_training=True ({reason})"
+            "an update failed, or another process of this run is lost; the last checkpoint is "
+            f"intact: start all of them again with --resume_training=True ({reason})"
         ) from error

@@ -596,15 +596,21 @@ def main() -> None:
     values = flags.FLAGS
     if values.coordinator or values.num_processes > 1:
         devices.join(values.coordinator, values.num_processes, values.process_id)
-    state = train(
-        values.data_dir,
-        values.log_root,
-        values.hparams,
-        resume=values.resume_training,
-        save_minutes=values.save_minutes,
-        workers=values.workers or None,
-        num_devices=values.num_devices,
-    )
+    try:
+        state = train(
+            values.data_dir,
+            values.log_root,
+            values.hparams,
+            resume=values.resume_training,
+            save_minutes=values.save_minutes,
+            workers=values.workers or None,
+            num_devices=values.num_devices,
+        )
+    except (UserError, OSError) as error:
+        if values.num_processes > 1:
+            # JAX would wait for the other processes, which may wait for this one or be lost.
+            cli.end_at_once(error)
+        raise
     if not state.finished:
         sys.exit(130)  # as Ctrl-C elsewhere: what was to follow a finished run shall not
 
