@@ -136,7 +136,9 @@ def start(cache, tasks, *cluster, backend="jax", logical_devices=1):
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={logical_devices}",
+        # Programs that are compiled for a few updates need not be fast.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={logical_devices} "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     # A pipe that nobody reads would fill up.
     printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
