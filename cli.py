@@ -5,12 +5,14 @@ GPUs and instruction sets to the terminal, below the level that its own settings
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 
@@ -57,6 +59,22 @@ with _plain_interrupt(), _native_stderr_hidden():
         tensorflow.config.list_physical_devices()
         # Its advice on retracing, for a model that meets a few shapes of batches.
         tensorflow.get_logger().setLevel("ERROR")
+    # Its remarks on kinds of devices that it did not find.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+
+
+def _line(error: UserError | OSError) -> str:
+    script = os.path.basename(sys.argv[0])
+    if isinstance(error, UserError):
+        return f"{script}: {error}"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{script}: {where}{error.strerror or error}"
+
+
+def end_at_once(error: UserError | OSError) -> NoReturn:
+    """Ends the process as `run` would, but without what libraries do at a program's end."""
+    print(_line(error), file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class Progress:
@@ -107,11 +125,8 @@ def run(main: Callable[[], None]) -> None:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is no option; options are written --name=value")
             main()
-        except UserError as error:
-            sys.exit(f"{script}: {error}")
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            sys.exit(f"{script}: {where}{error.strerror or error}")
+        except (UserError, OSError) as error:
+            sys.exit(_line(error))
         except KeyboardInterrupt:
             print(f"{script}: interrupted", file=sys.stderr)
             sys.exit(130)

@@ -5,7 +5,6 @@ a function of (seed, pass, index of the sketch) or (seed, split, index), so that
 same whatever the number of workers, and a run can be taken up at any batch.
 """
 
-import dataclasses
 import math
 import os
 import pickle
@@ -13,7 +12,7 @@ import weakref
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -83,6 +82,35 @@ class Dataset:
     scale_factor: float
     max_seq_len: int
     remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shapes of batches, and the part of them to make; by default whole batches, exactly.
+
+    A compiler that starts anew for every shape wants few of them, and processes that share the
+    batches want parts of one shape, without asking each other.
+
+    Attributes:
+        part: which of the equal parts of each batch to make.
+        parts: into how many parts, one behind the other, a batch is cut.
+        granule: pictures of a part are filled up with blank ones to a multiple of it, and the
+            batches of an evaluation with steps, and with sketches that count nowhere; None: not.
+    """
+
+    part: int = 0
+    parts: int = 1
+    granule: int | None = None
+
+    def own(self, whole: list) -> list:
+        """The part to make of what a batch is made from."""
+        size = len(whole) // self.parts
+        return whole[self.part * size : (self.part + 1) * size]
+
+
+WHOLE = Layout()
+NO_SKETCH = np.zeros((0, 3), np.float32)
+EVALUATED_STEPS = 4  # so many different numbers of steps, where there shall be few
 
 
 def load_dataset(
@@ -327,7 +355,7 @@ def _finished(raw: Split, scale_factor: float) -> Split:
     rows = np.clip(raw.rows, -LIMIT, LIMIT, out=raw.rows)
     if rows.dtype != np.int16:
         rows = rows.astype(np.float32)
-    return dataclasses.replace(raw, rows=rows, scale_factor=scale_factor)
+    return replace(raw, rows=rows, scale_factor=scale_factor)
 
 
 def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:
@@ -381,6 +409,7 @@ def training_batches(
     first_pass: int = 0,
     first_batch: int = 0,
     workers: int | None = None,
+    layout: Layout = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches, pass after pass, each pass in an order of its own; see `make_batch`.
 
@@ -393,6 +422,7 @@ def training_batches(
         first_pass: passes already made.
         first_batch: batches already made of that pass.
         workers: threads that prepare batches; None: half as many as there are cores.
+        layout: shapes, and the part of each batch that is wanted.
     """
     size = hparams.batch_size
 
@@ -410,13 +440,18 @@ def training_batches(
         sketches = [
             augment(split.sketch(i), hparams, rng) for i, rng in zip(members, rngs, strict=True)
         ]
-        return make_batch(sketches, hparams, steps, rngs, mask_prob=hparams.mask_prob)
+        return make_batch(sketches, hparams, steps, rngs, hparams.mask_prob, layout)
 
     return prefetch(prepare, plans(), workers)
 
 
 def evaluation_batches(
-    split: Split, hparams: HParams, *, stream: str, workers: int | None = None
+    split: Split,
+    hparams: HParams,
+    *,
+    stream: str,
+    workers: int | None = None,
+    layout: Layout = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every sketch once, in order, nothing masked or augmented; see `make_batch`.
 
@@ -428,14 +463,26 @@ def evaluation_batches(
         hparams: the options.
         stream: the split's name, which with the sketch's position decides its random numbers.
         workers: as in `training_batches`.
+        layout: as in `training_batches`.
     """
+    size, longest = hparams.batch_size, int(split.lengths.max())
+    if layout.granule:
+        # Sizes vary more than in training, where sketches of all categories are mixed.
+        layout = replace(layout, granule=4 * layout.granule)
 
     def prepare(members):
-        rngs = [_rng(hparams, EVALUATION_STREAM, SPLITS.index(stream), i) for i in members]
         sketches = [split.sketch(i) for i in members]
-        return make_batch(sketches, hparams, max(map(len, sketches)), rngs, mask_prob=0.0)
+        steps = max(map(len, sketches))
+        if layout.granule:
+            steps = min(_round_up(steps, -(-longest // EVALUATED_STEPS)), longest)
+            sketches += [NO_SKETCH] * (size - len(sketches))
+        start = members[0]
+        rngs = [
+            _rng(hparams, EVALUATION_STREAM, SPLITS.index(stream), start + i)
+            for i in range(len(sketches))
+        ]
+        return make_batch(sketches, hparams, steps, rngs, 0.0, layout)
 
-    size = hparams.batch_size
     plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
     return prefetch(prepare, plans, workers)
 
@@ -446,21 +493,30 @@ def make_batch(
     steps: int,
     rngs: list[np.random.Generator],
     mask_prob: float,
+    layout: Layout = WHOLE,
 ) -> dict[str, np.ndarray]:
     """One batch of B sketches, stroke-3 in model units, with their random numbers.
 
+    A sketch without any rows counts nowhere in an evaluation.
+
     Returns:
         pictures: uint8 (N, S, S), 1 <= N <= 1 + B * G: every picture that is not blank, behind
-            a blank one that serves all blank nodes.
+            a blank one that serves all blank nodes. Where `layout` says so, N is larger, and
+            only this part's pictures and sketches are here; `nodes` counts over all parts'.
         nodes: int32 (B, G), the picture of each node.
         graph_masks: float32 (B, P, P).
         strokes: float32 (B, steps + 1, 5), stroke-5.
         eps: float32 (B, Z), standard normal, for drawing z.
         dropout_seed: int32 (B,), for the decoder's dropout.
     """
+    room = _picture_room(sketches, hparams, layout)
+    sketches, rngs = layout.own(sketches), layout.own(rngs)
     seeds = [rng.random(hparams.graph_number - 1) for rng in rngs]
+    graphs = pack_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds, room=room)
+    graphs["nodes"] += layout.part * room
+    graphs["graph_masks"][[len(sketch) == 0 for sketch in sketches]] = 0
     return {
-        **pack_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds),
+        **graphs,
         "strokes": to_stroke5(sketches, steps),
         "eps": np.stack([rng.standard_normal(hparams.z_size, np.float32) for rng in rngs]),
         "dropout_seed": np.array([rng.integers(2**31) for rng in rngs], np.int32),
@@ -474,6 +530,7 @@ def pack_graphs(
     mask_prob: float = 0.0,
     seeds: list[np.ndarray] | None = None,
     masking: str = "patch",
+    room: int = 0,
 ) -> dict[str, np.ndarray]:
     """The graphs of B sketches, each distinct picture once.
 
@@ -483,12 +540,13 @@ def pack_graphs(
         mask_prob: see `utils.make_graph`.
         seeds: for each sketch its uniform numbers, see `utils.make_graph`.
         masking: see `utils.make_graph`.
+        room: fewest pictures, filled up with blank ones.
 
     Returns:
         pictures, nodes and graph_masks as in `make_batch`.
     """
     graph, side = hparams.graph_number, hparams.graph_picture_size
-    pictures = _pictures(1 + len(sketches) * graph, side)
+    pictures = _pictures(max(1 + len(sketches) * graph, room), side)
     pictures[0] = 0
     filled = 1
     nodes = np.zeros((len(sketches), graph), np.int32)
@@ -504,7 +562,21 @@ def pack_graphs(
         filled += 1 + max(slots)
         linked[i] = utils.linked_nodes(n_patches, masked, graph)
     masks = linked[:, :, None] * linked[:, None]
-    return {"pictures": pictures[:filled], "nodes": nodes, "graph_masks": masks}
+    pictures[filled:room] = 0
+    return {"pictures": pictures[: max(filled, room)], "nodes": nodes, "graph_masks": masks}
+
+
+def _picture_room(sketches: list[np.ndarray], hparams: HParams, layout: Layout) -> int:
+    """How many pictures each part of a batch gets, found without drawing; 0: as many as it has."""
+    if layout.granule is None:
+        return 0
+    counts = [1 + utils.count_patches(sketch, hparams.graph_number) for sketch in sketches]
+    most = max(sum(replace(layout, part=part).own(counts)) for part in range(layout.parts))
+    return _round_up(1 + most, layout.granule)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 _idle_memory: list[memoryview] = []

@@ -68,6 +68,10 @@ class HParams(BaseModel):
     min_learning_rate: float = Field(
         0.00001, ge=0, description="Learning rate that the decay ends in, at most learning_rate."
     )
+    precision: Literal["float32", "mixed_bfloat16"] = Field(
+        "float32",
+        description="mixed_bfloat16: large matrix products in bfloat16, all else in float32.",
+    )
     grad_clip: float = Field(1.0, gt=0, description="Largest norm of each variable's gradient.")
     use_recurrent_dropout: bool = Field(False, description="Dropout on the cell's candidates.")
     recurrent_dropout_prob: float = Field(

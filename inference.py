@@ -14,6 +14,7 @@ import dataset
 from model import MIXTURES, SPGra2Seq, split_outputs
 
 GENERATION_STREAM = 3  # first entry of the random streams' keys; see `dataset`
+FEWEST_PICTURES = 32  # of a quarter of the step in which JAX's batches grow
 CHUNK = 8  # steps between two looks at which sketches have ended
 DEFAULT_TEMPERATURE = 0.24
 ROW_BLOCK = 8  # a batch is widened to a multiple of it, by at most 8 such blocks
@@ -63,9 +64,29 @@ def encode(
         return model.encode_embeddings(model.embed(pictures, nodes), graph_masks)[0]
 
     run = compiled(mu, model) if jit else mu
+    few_shapes = keras.backend.backend() == "jax"  # it compiles anew for each
+    most = 0
     for keys, graphs in items:
-        codes = run(graphs["pictures"], graphs["nodes"], graphs["graph_masks"])
-        yield from zip(keys, ops.convert_to_numpy(codes), strict=True)
+        arrays = [graphs[name] for name in ("pictures", "nodes", "graph_masks")]
+        if few_shapes:
+            most = max(most, len(keys))
+            arrays = _fill_up(*arrays, sketches=most)
+        codes = ops.convert_to_numpy(run(*arrays))
+        yield from zip(keys, codes[: len(keys)], strict=True)
+
+
+def _fill_up(pictures, nodes, graph_masks, sketches):
+    """Packed sketches behind which stand blank ones, and blank pictures up to a round number."""
+    granule = 4 * max(sketches, FEWEST_PICTURES)
+
+    def fill(array, size):
+        return np.pad(array, [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+    return (
+        fill(pictures, -(-len(pictures) // granule) * granule),
+        fill(nodes, sketches),
+        fill(graph_masks, sketches),
+    )
 
 
 def generate(

@@ -25,8 +25,10 @@ CENTROID_MOMENTUM = 0.75
 LIKELIHOOD_FLOOR = 1e-6
 
 
-class PatchEncoder(keras.layers.Layer):
+class PatchEncoder(rnn.MixedLayer):
     """Seven strided convolutions and a max-pool: one 512-vector a picture.
+
+    All is computed in the compute type of its policy.
 
     Args:
         seed: int or keras.random.SeedGenerator for the initial weights.
@@ -52,7 +54,7 @@ class PatchEncoder(keras.layers.Layer):
         self.built = True
 
     def call(self, pictures):
-        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float (N, 512)."""
+        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float32 (N, 512)."""
         side = pictures.shape[1]
         padded = max(CELL, 2 ** math.ceil(math.log2(side)))
         if side == padded:
@@ -63,9 +65,10 @@ class PatchEncoder(keras.layers.Layer):
             x = _to_cells(ops.pad(self._scale(pictures), ((0, 0), margin, margin)))
         # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
         # matrix product without any rearrangement, many times as fast backwards as a general one.
-        x = ops.relu(ops.matmul(x, _cell_kernel(self.filters[0])))
+        first, *others = map(self.low, self.filters)
+        x = ops.relu(ops.matmul(x, _cell_kernel(first)))
         windows = (padded // 2) ** 2
-        for layer, kernel in enumerate(self.filters[1:], start=1):
+        for layer, kernel in enumerate(others, start=1):
             if windows == 1:  # of a single pixel's window, SAME padding fills the rest
                 kernel = kernel[0, 0]
             else:
@@ -74,7 +77,8 @@ class PatchEncoder(keras.layers.Layer):
             x = ops.matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel)
             if layer < len(self.filters) - 1:
                 x = ops.relu(x)
-        return ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
+        pooled = ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
+        return ops.cast(pooled, self.variable_dtype)
 
     def _scale(self, pixels):
         return ops.cast(pixels, self.compute_dtype) / 255 * 2 - 1
@@ -140,9 +144,11 @@ def synonymous_winners(embeddings):
     """
     e = ops.stop_gradient(embeddings)
     norms = ops.sqrt(ops.sum(ops.square(e), axis=-1))
-    # A matrix product may round equal pairs differently; multiply-and-sum can't, so ties are ties.
     products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
     c = products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
+    # Equal patches must tie, however a compiler rounds their sums.
+    twins = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
+    c = ops.take_along_axis(c, first_argmax(ops.cast(twins, "int32"))[:, None, :], axis=2)
     first = winner(c)
     second = winner(c - c * first)
     third = winner(c - c * (first + second))
@@ -176,8 +182,10 @@ def node_masks(graph_masks):
     return graph_masks[:, :, 0]
 
 
-class GraphEncoder(keras.layers.Layer):
+class GraphEncoder(rnn.MixedLayer):
     """Two graph convolutions, pooled into the mean and log-variance of the latent code.
+
+    The convolutions' kernels are applied in the compute type of its policy.
 
     Args:
         z_size: Z.
@@ -220,8 +228,8 @@ class GraphEncoder(keras.layers.Layer):
         """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
         h = self.node_norm(ops.relu(embeddings), training=training)
         g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(ops.matmul(g0, self.kernel_1))
-        g2 = ops.relu(ops.matmul(g1, self.kernel_2))
+        g1 = ops.relu(rnn.product(g0, self.low(self.kernel_1)))
+        g2 = ops.relu(rnn.product(g1, self.low(self.kernel_2)))
         pooled = ops.sum(g0 + g2, axis=1)
         return ops.tanh(self.graph_norm(pooled, training=training))
 
@@ -271,18 +279,22 @@ class Clusters(keras.layers.Layer):
         return 0.5 * ops.sum(distances * counted) / ops.maximum(ops.sum(counted), 1.0)
 
 
-class Decoder(keras.layers.Layer):
+class Decoder(rnn.MixedLayer):
     """The recurrent network that redraws a sketch from its code, row by row.
 
     Args:
-        hparams: dec_model, dec_rnn_size, z_size and the dropout options are read.
+        hparams: dec_model, dec_rnn_size, z_size, seed and the dropout options are read.
         seed: int or keras.random.SeedGenerator for the initial weights.
     """
 
     def __init__(self, hparams: HParams, seed=None, **kwargs):
         super().__init__(**kwargs)
         self.cell = rnn.CELLS[hparams.dec_model](
-            rnn.ROW_WIDTH + hparams.z_size, hparams.dec_rnn_size, seed=seed, name="cell"
+            rnn.ROW_WIDTH + hparams.z_size,
+            hparams.dec_rnn_size,
+            seed=seed,
+            dtype=self.dtype_policy,
+            name="cell",
         )
         self.state_kernel = self.add_weight(
             shape=(hparams.z_size, sum(self.cell.state_sizes)),
@@ -343,7 +355,7 @@ class Decoder(keras.layers.Layer):
             masks = None
             if "recurrent" in keep:
                 units = self.output_kernel.shape[0]
-                ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.compute_dtype)
+                ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.variable_dtype)
                 masks = self._drop(ones, keep["recurrent"])
             hidden, _ = self.cell.unroll(projected, state, masks)
         if "output" in keep:
@@ -408,10 +420,11 @@ class SPGra2Seq(keras.Model):
         super().__init__(name="sp_gra2seq", **kwargs)
         self.hparams = hparams
         seed = keras.random.SeedGenerator(hparams.seed)
-        self.patch_encoder = PatchEncoder(seed=seed, name="encoder")
-        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, name="graph")
+        dtype = hparams.precision
+        self.patch_encoder = PatchEncoder(seed=seed, dtype=dtype, name="encoder")
+        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, dtype=dtype, name="graph")
         self.clusters = Clusters(hparams.num_mixture, name="clusters")
-        self.decoder = Decoder(hparams, seed=seed, name="decoder")
+        self.decoder = Decoder(hparams, seed=seed, dtype=dtype, name="decoder")
         self.reconstruction_metric = keras.metrics.Mean(name="reconstruction")
         self.clustering_metric = keras.metrics.Mean(name="clustering")
         self.built = True
@@ -519,6 +532,11 @@ class SPGra2Seq(keras.Model):
             dropout_seed=batch.get("dropout_seed"),
         )
 
+    def stateless_call(self, *args, return_losses=False, **kwargs):
+        """As Keras's, which however would take `losses` for a list of layers' penalties."""
+        results = super().stateless_call(*args, **kwargs)
+        return (*results, []) if return_losses else results
+
     def start_clusters(self, batch):
         """Sets the centroids to the first K patch embeddings of a batch, sketch by sketch."""
         patches = batch["nodes"].shape[1] - 1
@@ -565,7 +583,7 @@ class Adam(keras.optimizers.Adam):
 
     def build(self, variables):
         super().build(variables)
-        self.schedule_step = self.add_variable((), name="schedule_step", dtype="int64")
+        self.schedule_step = self.add_variable((), name="schedule_step", dtype="int")
 
     def _get_current_learning_rate(self):
         low, high = self.hparams.min_learning_rate, self.hparams.learning_rate

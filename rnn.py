@@ -6,6 +6,9 @@ sketch, `project` for all steps at once or for one, so that the constant code is
 `step` makes one step, `unroll` all of them. Sequences are time-major here, (T, B, ...); gate
 columns are input, candidate, forget, output, as in the published weights.
 
+With a mixed dtype policy the products of the recurrence, and the gradients of their kernels, are
+made in its compute type; memories, gates and everything else stay float32.
+
 The loops over the steps have gradients of their own. Automatic differentiation would keep every
 intermediate result of every step, and would add a whole kernel's gradient at each step, which
 costs more memory traffic than the products themselves. Here the backward loop starts from the
@@ -39,7 +42,30 @@ class OrthogonalPerGate(keras.initializers.Initializer):
         return ops.concatenate([self.orthogonal(block, dtype=dtype) for _ in GATES], axis=1)
 
 
-class LSTMCell(keras.layers.Layer):
+class MixedLayer(keras.layers.Layer):
+    """A layer that chooses itself what is computed in its policy's compute type.
+
+    Keras would cast all inputs and all variables, and so also what needs float32's digits.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def add_weight(self, **kwargs):
+        """As Keras's, and read as float32 everywhere."""
+        return super().add_weight(autocast=False, **kwargs)
+
+    def low(self, x):
+        """`x` in the compute type, for `product`."""
+        return ops.cast(x, self.compute_dtype)
+
+
+def product(x, kernel):
+    """`x` times `kernel`, made in the kernel's type, of `x`'s type."""
+    return ops.cast(ops.matmul(ops.cast(x, kernel.dtype), kernel), x.dtype)
+
+
+class LSTMCell(MixedLayer):
     """LSTM with forget bias 1 (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
 
     The state is (c, h), each (B, units).
@@ -55,7 +81,9 @@ class LSTMCell(keras.layers.Layer):
         self.state_sizes = (units, units)
         self.input_kernel, self.recurrent_kernel = _add_kernels(self, input_width, units, seed)
         self.bias = self.add_weight(shape=(4 * units,), initializer="zeros", name="bias")
-        self.fused_layer = _untracked_lstm(input_width, units) if _has_gpu() else None
+        # The fused kernel keeps c in the compute type, and works on one device alone.
+        fused = self.compute_dtype == "float32" and not keras.distribution.distribution()
+        self.fused_layer = _untracked_lstm(input_width, units) if fused and _has_gpu() else None
         self.built = True
 
     def project_code(self, z):
@@ -69,7 +97,7 @@ class LSTMCell(keras.layers.Layer):
     def step(self, projected, state):
         """One step: (B, 4 R) and (c, h) to h, (c, h)."""
         c, h = state
-        gates = projected + ops.matmul(h, self.recurrent_kernel)
+        gates = projected + product(h, self.low(self.recurrent_kernel))
         c, h, _ = _lstm_gates(gates, c, (), ())
         return h, (c, h)
 
@@ -86,7 +114,14 @@ class LSTMCell(keras.layers.Layer):
         """
         c, h = state
         hs, c, h = _unroll(
-            _lstm_gates, _lstm_gates_gradient, projected, self.recurrent_kernel, c, h, masks
+            _lstm_gates,
+            _lstm_gates_gradient,
+            projected,
+            self.recurrent_kernel,
+            c,
+            h,
+            masks,
+            dtype=self.compute_dtype,
         )
         return hs, (c, h)
 
@@ -118,7 +153,7 @@ class LSTMCell(keras.layers.Layer):
         return ops.swapaxes(hs, 0, 1), (c, h)
 
 
-class LayerNormLSTMCell(keras.layers.Layer):
+class LayerNormLSTMCell(MixedLayer):
     """LSTM with layer normalisation of each gate and of the new memory (arXiv 1607.06450).
 
     There is no bias: the norm's shift takes its place. The forget bias of 1 comes behind the
@@ -148,7 +183,7 @@ class LayerNormLSTMCell(keras.layers.Layer):
     def step(self, projected, state):
         """One step: (B, 4 R) and (h, c) to h, (h, c)."""
         h, c = state
-        gates = projected + ops.matmul(h, self.recurrent_kernel)
+        gates = projected + product(h, self.low(self.recurrent_kernel))
         c, h, _ = _layer_norm_gates(gates, c, (), _tensors(self.gains))
         return h, (h, c)
 
@@ -173,11 +208,12 @@ class LayerNormLSTMCell(keras.layers.Layer):
             h,
             masks,
             _tensors(self.gains),
+            dtype=self.compute_dtype,
         )
         return hs, (h, c)
 
 
-class HyperLSTMCell(keras.layers.Layer):
+class HyperLSTMCell(MixedLayer):
     """Layer-norm LSTM whose gates are scaled by a smaller one (HyperLSTM, arXiv 1609.09106).
 
     The hyper cell, a `LayerNormLSTMCell`, sees the input and the main cell's previous hidden
@@ -199,7 +235,7 @@ class HyperLSTMCell(keras.layers.Layer):
         self.input_kernel, self.recurrent_kernel = _add_kernels(self, input_width, units, seed)
         self.bias = self.add_weight(shape=(4 * units,), initializer="zeros", name="bias")
         self.hyper_cell = LayerNormLSTMCell(
-            input_width + units, HYPER_UNITS, seed=seed, name="hyper_cell"
+            input_width + units, HYPER_UNITS, seed=seed, dtype=self.dtype_policy, name="hyper_cell"
         )
 
         def embedding(name, initializer):
@@ -250,7 +286,8 @@ class HyperLSTMCell(keras.layers.Layer):
 
     def step(self, projected, state):
         """One step: (B, 4 R), the hyper cell's, and the state to h and the state."""
-        state, _ = _hyper_step(projected, state, self._weights(), ())
+        weights = _lowered(self._weights(), self.compute_dtype)
+        state, _ = _hyper_step(projected, state, weights, ())
         return state[0], state
 
     def unroll(self, projected, state, masks=None):
@@ -264,7 +301,7 @@ class HyperLSTMCell(keras.layers.Layer):
         Returns:
             The hidden vectors (T, B, R) and the last state.
         """
-        return _hyper_unroll(projected, state, self._weights(), masks)
+        return _hyper_unroll(projected, state, self._weights(), masks, self.compute_dtype)
 
     def _weights(self):
         scale_biases = _tensors(self.scale_biases)
@@ -288,7 +325,8 @@ CELLS = {"lstm": LSTMCell, "layer_norm": LayerNormLSTMCell, "hyper": HyperLSTMCe
 
 
 def _has_gpu() -> bool:
-    return bool(keras.distribution.list_devices("gpu"))
+    # Asking JAX for GPUs where there are none is an error.
+    return any(name.lower().startswith("gpu") for name in keras.distribution.list_devices())
 
 
 def _untracked_lstm(input_width, units):
@@ -431,7 +469,7 @@ def _normalise_gradient(d_normal, normal, factor):
     return factor * (d_normal - ops.mean(d_normal, axis=-1, keepdims=True) - along)
 
 
-def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=()):
+def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(), *, dtype):
     """Unrolls a cell whose gates are `projected` + h `kernel`.
 
     Args:
@@ -443,6 +481,7 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
         h0: (B, R), the hidden vector before the first step.
         masks: (T, B, R) or None.
         gains: further weights that `between` takes.
+        dtype: what the products with `kernel` are made in.
 
     Returns:
         All hidden vectors (T, B, R), the last c and the last h.
@@ -453,11 +492,12 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
     @ops.custom_gradient
     def run(projected, kernel, c0, h0, *rest):
         gains, masks = rest[:count], rest[count:]
+        kernel = ops.cast(kernel, dtype)
 
         def forward(carry, inputs):
             c, h, _ = carry
             gates, *mask = inputs
-            return between(gates + ops.matmul(h, kernel), c, mask, gains)
+            return between(gates + product(h, kernel), c, mask, gains)
 
         start = (c0, h0, ops.zeros_like(projected[0]))
         (c_last, h_last, _), (cs, hs, saved) = _scan(forward, start, (projected, *masks))
@@ -469,7 +509,7 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
             def backward(carry, inputs):
                 d_c, d_gates, *_ = carry
                 d_h, saved, c_before, c, *mask = inputs
-                d_h = d_h + ops.matmul(d_gates, kernel_t)
+                d_h = d_h + product(d_gates, kernel_t)
                 return between_gradient(saved, c_before, c, d_c, d_h, mask, gains)
 
             (d_c0, d_gates0, *_), (_, d_projected, *d_gains) = _scan(
@@ -480,9 +520,9 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
             )
             return (
                 d_projected,
-                _kernel_gradient(_before(h0, hs), d_projected),
+                _kernel_gradient(_before(h0, hs), d_projected, dtype),
                 d_c0,
-                ops.matmul(d_gates0, kernel_t),
+                product(d_gates0, kernel_t),
                 *[ops.sum(d_gain, axis=0) for d_gain in d_gains],
                 *[ops.zeros_like(mask) for mask in masks],
             )
@@ -516,10 +556,11 @@ def _add_last(sequence, last):
     return ops.concatenate([sequence[:-1], (sequence[-1] + last)[None]], axis=0)
 
 
-def _kernel_gradient(inputs, d_outputs):
-    """Of a product made at every step: (T, B, M) and (T, B, N) to (M, N)."""
+def _kernel_gradient(inputs, d_outputs, dtype="float32"):
+    """Of a product made in `dtype` at every step: (T, B, M) and (T, B, N) to (M, N)."""
     inputs = ops.reshape(inputs, (-1, inputs.shape[-1]))
-    return ops.matmul(ops.transpose(inputs), ops.reshape(d_outputs, (-1, d_outputs.shape[-1])))
+    d_outputs = ops.reshape(d_outputs, (-1, d_outputs.shape[-1]))
+    return product(ops.transpose(inputs), ops.cast(d_outputs, dtype))
 
 
 class _HyperWeights(NamedTuple):
@@ -540,14 +581,23 @@ class _HyperWeights(NamedTuple):
     expansion: Any  # (12, E, R)
 
 
+def _lowered(weights, dtype):
+    """The weights with the kernels of the recurrence in `dtype`."""
+    return weights._replace(
+        recurrent=ops.cast(weights.recurrent, dtype),
+        hyper_input=ops.cast(weights.hyper_input, dtype),
+        hyper_recurrent=ops.cast(weights.hyper_recurrent, dtype),
+    )
+
+
 def _hyper_step(projected, state, weights, mask):
     """To the next state, and the two pre-activations that the gradient starts from."""
     x, hyper_x = projected
     h, hyper_h, c, hyper_c = state
-    hyper_gates = ops.matmul(hyper_h, weights.hyper_recurrent)
-    hyper_gates = hyper_gates + ops.matmul(h, weights.hyper_input) + hyper_x
+    hyper_gates = product(hyper_h, weights.hyper_recurrent)
+    hyper_gates = hyper_gates + product(h, weights.hyper_input) + hyper_x
     hyper_c, hyper_h, _ = _layer_norm_gates(hyper_gates, hyper_c, (), weights.hyper_gains)
-    recurrent = ops.matmul(h, weights.recurrent)
+    recurrent = product(h, weights.recurrent)
     x_scale, scale, shift = _modulations(hyper_h, weights)
     gates = x_scale * x + scale * recurrent + shift + weights.bias
     c, h, _ = _layer_norm_gates(gates, c, mask, weights.gains)
@@ -626,7 +676,7 @@ def _hyper_step_gradient(step, d_h, d_hyper_h, d_c, d_hyper_c, weights, mask):
     )
 
 
-def _hyper_unroll(projected, state, weights, masks):
+def _hyper_unroll(projected, state, weights, masks, dtype):
     """Unrolls the HyperLSTM.
 
     Args:
@@ -634,6 +684,7 @@ def _hyper_unroll(projected, state, weights, masks):
         state: (h, hyper h, c, hyper c) before the first step.
         weights: a `_HyperWeights`.
         masks: (T, B, R) or None.
+        dtype: what the products with the kernels of the recurrence are made in.
 
     Returns:
         All hidden vectors (T, B, R) and the last state.
@@ -644,6 +695,7 @@ def _hyper_unroll(projected, state, weights, masks):
     @ops.custom_gradient
     def run(x, hyper_x, h0, hyper_h0, c0, hyper_c0, *rest):
         w, masks = tree.pack_sequence_as(weights, rest[:count]), rest[count:]
+        w = _lowered(w, dtype)
 
         def forward(carry, inputs):
             x, hyper_x, *mask = inputs
@@ -662,9 +714,9 @@ def _hyper_unroll(projected, state, weights, masks):
 
             def h_gradients(d):
                 """Of both hidden vectors before a step."""
-                d_h = ops.matmul(d.recurrent, recurrent_t)
-                d_h = d_h + ops.matmul(d.hyper_gates, hyper_input_t)
-                return d_h, ops.matmul(d.hyper_gates, hyper_recurrent_t)
+                d_h = product(d.recurrent, recurrent_t)
+                d_h = d_h + product(d.hyper_gates, hyper_input_t)
+                return d_h, product(d.hyper_gates, hyper_recurrent_t)
 
             def backward(d, inputs):
                 d_h, d_hyper_h, step, *mask = inputs
@@ -704,11 +756,11 @@ def _hyper_unroll(projected, state, weights, masks):
             embedded = ops.split(_embed(hyper_hs, w), 3, axis=1)
             d_parts = (d.gates * x, d.gates * recurrent, d.gates)
             d_weights = _HyperWeights(
-                recurrent=_kernel_gradient(hs_before, d.recurrent),
+                recurrent=_kernel_gradient(hs_before, d.recurrent, dtype),
                 bias=ops.sum(d.gates, axis=(0, 1)),
                 gains=tuple(ops.sum(gain, axis=0) for gain in d.gains),
-                hyper_input=_kernel_gradient(hs_before, d.hyper_gates),
-                hyper_recurrent=_kernel_gradient(hyper_hs_before, d.hyper_gates),
+                hyper_input=_kernel_gradient(hs_before, d.hyper_gates, dtype),
+                hyper_recurrent=_kernel_gradient(hyper_hs_before, d.hyper_gates, dtype),
                 hyper_gains=tuple(ops.sum(gain, axis=0) for gain in d.hyper_gains),
                 embedding=_kernel_gradient(hyper_hs, d.embedded),
                 embedding_bias=ops.sum(d.embedded, axis=(0, 1)),

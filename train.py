@@ -21,9 +21,11 @@ from absl import flags
 
 import checkpoints
 import dataset
+import devices
 import drawing
 import inference
 from checkpoints import RunState
+from devices import Team
 from hparams import (
     CONFIG_NAME,
     HParams,
@@ -41,6 +43,7 @@ TENSORBOARD_NAME = "tensorboard"
 PREVIEW_NAME = "preview.png"
 PREVIEWED = 16  # sketches
 PATIENCE = 5  # validations in a row without improvement
+AGREED_EVERY = 10  # updates between two questions whether any process was interrupted
 
 
 def train(
@@ -51,6 +54,7 @@ def train(
     resume: bool = False,
     save_minutes: float = 10.0,
     workers: int | None = None,
+    num_devices: int = 0,
 ) -> RunState:
     """Trains a model, from the start or from where a run was interrupted.
 
@@ -63,6 +67,8 @@ def train(
         resume: go on from the latest checkpoint, if there is one.
         save_minutes: longest time between two writings of the training state.
         workers: threads that prepare batches; None: half as many as there are cores.
+        num_devices: devices of this machine that share the batches (JAX backend); 0: all, on
+            TensorFlow one. Several machines: see `devices.join`.
 
     Returns:
         The run's state at its end; `finished` is empty where Ctrl-C or SIGTERM ended it.
@@ -95,40 +101,61 @@ def train(
             f"{data_dir}: {len(training)} training sketches are less than one batch of "
             f"{hparams.batch_size}; use more sketches or a smaller batch_size"
         )
+    team = devices.find(num_devices, hparams.batch_size)
+    with team.at_work():
+        return _run(data, hparams, log_root, team, save_minutes, workers)
 
+
+def _run(
+    data: dataset.Dataset,
+    hparams: HParams,
+    log_root: Path,
+    team: Team,
+    save_minutes: float,
+    workers: int | None,
+) -> RunState:
+    """Trains as `train` says, options and data being checked."""
+    say = print if team.leads else lambda *_: None
+    training = data.splits["train"]
+    per_pass = len(training) // hparams.batch_size
     model = SPGra2Seq(hparams)
     optimizer = Adam(hparams)
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer)
-    _say_plan(data, hparams, model)
+    if team.leads:
+        _say_plan(data, hparams, model, team)
     fingerprint = _fingerprint(data)
-    if (log_root / checkpoints.LATEST).exists():
+    fresh = not (log_root / checkpoints.LATEST).exists()
+    if fresh:
+        state = RunState(data=fingerprint)
+    else:
         state = checkpoints.restore_latest(log_root, model, optimizer)
         if state.data not in ("", fingerprint):
             raise UserError(
-                f"{log_root}: can't resume with other data: the sketches in {data_dir} are not "
-                "the run's"
+                f"{log_root}: can't resume with other data: these sketches are not the run's"
             )
         state.data = fingerprint
         if math.isfinite(state.best_loss):
             checkpoints.check_best(log_root, model)
         if state.finished:
-            print(f"This run has ended: {state.finished}.")
+            say(f"This run has ended: {state.finished}.")
             return state
-        print(f"Resuming at update {state.updates}.")
-        write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
-    else:
-        state = RunState(data=fingerprint)
+        say(f"Resuming at update {state.updates}.")
+    team.wait()  # none may find what another writes, and take it for an older run
+    if team.leads:
         log_root.mkdir(parents=True, exist_ok=True)
         write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
+    if fresh:
         first = next(dataset.training_batches(training, hparams, data.max_seq_len, workers=1))
         model.start_clusters(first)
-        # Too small a disk shows now and not after hours.
-        checkpoints.save_latest(log_root, model, optimizer, state)
+        if team.leads:
+            # Too small a disk shows now and not after hours.
+            checkpoints.save_latest(log_root, model, optimizer, state)
 
-    with Interruption() as interruption, MetricsLog(log_root, state) as log:
-        run = Run(state, hparams, data, log_root, log, interruption, save_minutes, workers)
-        while not state.finished and not interruption.requested:
+    log = MetricsLog(log_root, state) if team.leads else NoLog()
+    with Interruption() as interruption, log:
+        run = Run(state, hparams, data, log_root, log, interruption, team, save_minutes, workers)
+        while not state.finished and not run.stopping:
             to_do = hparams.num_steps - state.updates + state.batch
             batches = dataset.training_batches(
                 training,
@@ -137,6 +164,7 @@ def train(
                 first_pass=state.passes,
                 first_batch=state.batch,
                 workers=workers,
+                layout=team.layout(hparams.batch_size),
             )
             model.fit(
                 ((batch,) for batch in batches),
@@ -146,12 +174,12 @@ def train(
                 steps_per_epoch=per_pass - state.batch,
                 shuffle=False,
                 callbacks=[run],
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=0 if not team.leads else 1 if sys.stdout.isatty() else 2,
             )
     if state.finished:
-        print(f"Training has ended: {state.finished}. The model is in {log_root}.")
+        say(f"Training has ended: {state.finished}. The model is in {log_root}.")
     else:
-        print(f"Interrupted at update {state.updates}; go on with --resume_training=True.")
+        say(f"Interrupted at update {state.updates}; go on with --resume_training=True.")
     return state
 
 
@@ -161,6 +189,7 @@ def evaluate(
     hparams: HParams,
     name: str,
     workers: int | None = None,
+    team: Team | None = None,
 ) -> dict[str, float]:
     """Both losses on a whole split, nothing masked, z drawn from (seed, split, sketch).
 
@@ -170,20 +199,30 @@ def evaluate(
         hparams: the options.
         name: the split's name, valid or test.
         workers: threads that prepare batches; None: half as many as there are cores.
+        team: the devices that share the batches; each process prepares its part.
 
     Returns:
         reconstruction, the mean over sketches, and clustering, over counted patches.
     """
-    sums = {"reconstruction": 0.0, "clustering": 0.0}
-    counts = dict(sums)
-    for batch in dataset.evaluation_batches(split, hparams, stream=name, workers=workers):
-        # Keras starts its means anew with each batch.
+    team = team or Team()
+    reconstruction = clustering = patches = 0.0
+    for batch in dataset.evaluation_batches(
+        split, hparams, stream=name, workers=workers, layout=team.layout(hparams.batch_size)
+    ):
+        # Keras starts its means, over the batches of all processes, anew with each batch.
         losses = model.test_on_batch(batch, return_dict=True)
-        patches = float(node_masks(batch["graph_masks"]).sum())
-        for loss, count in {"reconstruction": len(batch["nodes"]), "clustering": patches}.items():
-            sums[loss] += count * float(losses[loss])
-            counts[loss] += count
-    return {loss: sums[loss] / max(counts[loss], 1) for loss in sums}
+        counted = float(node_masks(batch["graph_masks"]).sum())
+        reconstruction += len(batch["nodes"]) * float(losses["reconstruction"])
+        clustering += counted * float(losses["clustering"])
+        patches += counted
+    reconstruction, clustering, patches = team.total(
+        np.array([reconstruction, clustering, patches])
+    ).tolist()
+    # Sketches that fill up the last batch add nothing to its sum.
+    return {
+        "reconstruction": reconstruction / len(split),
+        "clustering": clustering / max(patches, 1),
+    }
 
 
 def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> np.ndarray:
@@ -223,10 +262,11 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
 
 def make_deterministic(seed: int) -> None:
     """Makes runs on a CPU repeatable to the last bit."""
-    keras.utils.set_random_seed(seed)
+    # JAX is so by itself, and Keras's seeding would load TensorFlow beside it if it is there.
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
+        keras.utils.set_random_seed(seed)
         if not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
 
@@ -241,16 +281,20 @@ class Run(keras.callbacks.Callback):
         log_root: the model directory.
         log: takes the losses.
         interruption: asked after each update.
+        team: the devices; one process alone writes, and all stop together.
         save_minutes: longest time between two writings of the training state.
         workers: threads that prepare validation batches.
     """
 
-    def __init__(self, state, hparams, data, log_root, log, interruption, save_minutes, workers):
+    def __init__(
+        self, state, hparams, data, log_root, log, interruption, team, save_minutes, workers
+    ):
         super().__init__()
         self.state, self.hparams, self.data, self.log_root = state, hparams, data, log_root
         self.log, self.interruption, self.workers = log, interruption, workers
         self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
         self.per_pass = len(data.splits["train"]) // hparams.batch_size
+        self.team, self.stopping = team, False
         self.learning_rate, self.said = None, ""
 
     def on_train_batch_end(self, batch, logs=None):
@@ -266,7 +310,7 @@ class Run(keras.callbacks.Callback):
         self.log.write("train", logs, self.learning_rate)
         if state.batch == self.per_pass or state.updates == hparams.num_steps:
             self.model.stop_training = state.updates == hparams.num_steps
-        elif self.interruption.requested:
+        elif self.interrupted(state.updates % AGREED_EVERY == 0):
             self.save()
             self.model.stop_training = True
         elif time.monotonic() - self.saved_at > self.save_seconds:
@@ -291,8 +335,16 @@ class Run(keras.callbacks.Callback):
         elif state.failures == PATIENCE:
             state.finished = f"{PATIENCE} validations in a row without improvement"
         self.save()
-        if state.finished or self.interruption.requested:
+        if self.interrupted(True) or state.finished:
             self.model.stop_training = True
+
+    def interrupted(self, agreed: bool) -> bool:
+        """Whether to stop: all processes at the same update, so that they ask each other there."""
+        if self.team.processes == 1:
+            self.stopping = self.interruption.requested
+        elif agreed:
+            self.stopping = self.team.any(self.interruption.requested)
+        return self.stopping
 
     def on_epoch_begin(self, epoch, logs=None):
         self.say()
@@ -302,7 +354,7 @@ class Run(keras.callbacks.Callback):
 
     def say(self) -> None:
         """Prints what a validation found; in `on_epoch_end` the progress bar is unfinished."""
-        if self.said:
+        if self.said and self.team.leads:
             print(self.said, flush=True)
         self.said = ""
 
@@ -318,7 +370,7 @@ class Run(keras.callbacks.Callback):
     def validate(self) -> None:
         """Saves and tests an improvement; goes back to the best checkpoint otherwise."""
         state = self.state
-        valid = evaluate(self.model, self.data.splits["valid"], self.hparams, "valid", self.workers)
+        valid = self.evaluate("valid")
         self.require_finite(valid, "validation", state.updates)
         self.log.write("valid", valid)
         self.log.show(draw_preview(self.model, self.data, self.hparams))
@@ -328,10 +380,9 @@ class Run(keras.callbacks.Callback):
         )
         if valid["reconstruction"] < state.best_loss:
             state.best_loss, state.failures = valid["reconstruction"], 0
-            checkpoints.save_best(self.log_root, self.model, state)
-            test = evaluate(
-                self.model, self.data.splits["test"], self.hparams, "test", self.workers
-            )
+            if self.team.leads:
+                checkpoints.save_best(self.log_root, self.model, state)
+            test = self.evaluate("test")
             self.log.write("test", test)
             self.said = (
                 f"{said}; the best so far, saved. Test: "
@@ -345,14 +396,39 @@ class Run(keras.callbacks.Callback):
                 f"{PATIENCE} in a row), back to epoch {state.epoch}"
             )
 
+    def evaluate(self, name: str) -> dict[str, float]:
+        """Both losses on the split of that name."""
+        split = self.data.splits[name]
+        return evaluate(self.model, split, self.hparams, name, self.workers, self.team)
+
     def save(self) -> None:
         """Writes the whole training state."""
-        self.log.sync()
-        checkpoints.save_latest(self.log_root, self.model, self.model.optimizer, self.state)
+        if self.team.leads:
+            self.log.sync()
+            checkpoints.save_latest(self.log_root, self.model, self.model.optimizer, self.state)
         self.saved_at = time.monotonic()
 
 
-class MetricsLog:
+class NoLog:
+    """The log of a process that leaves logging to another."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Nothing to close."""
+
+    def sync(self) -> None:
+        """Nothing to make sure of."""
+
+    def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
+        """Drops what the process that leads writes."""
+
+    def show(self, picture: np.ndarray) -> None:
+        """Drops the preview."""
+
+
+class MetricsLog(NoLog):
     """metrics.csv and the TensorBoard logs: a row for each update and each evaluation.
 
     Args:
@@ -499,7 +575,7 @@ def _fingerprint(data: dataset.Dataset) -> str:
     return f"{check:08x}"
 
 
-def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq) -> None:
+def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, team: Team) -> None:
     """Prints what a run is about to do."""
     for remark in data.remarks:
         print(f"Note: {remark}.")
@@ -511,26 +587,30 @@ def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq) -> None
         f"an epoch in batches of {hparams.batch_size}"
     )
     print(f"Parameters: {model.count_params():,} ({hparams.dec_model} decoder)")
-    print(f"Device:     {_device()}", flush=True)
-
-
-def _device() -> str:
-    backend = keras.backend.backend()
-    devices = keras.distribution.list_devices()
-    return f"{', '.join(devices)} ({backend} backend)"
+    names = ", ".join(team.devices or keras.distribution.list_devices())
+    print(f"Device:     {names} ({keras.backend.backend()} backend)", flush=True)
 
 
 def main() -> None:
     """Trains as the flags say."""
     values = flags.FLAGS
-    state = train(
-        values.data_dir,
-        values.log_root,
-        values.hparams,
-        resume=values.resume_training,
-        save_minutes=values.save_minutes,
-        workers=values.workers or None,
-    )
+    if values.coordinator or values.num_processes > 1:
+        devices.join(values.coordinator, values.num_processes, values.process_id)
+    try:
+        state = train(
+            values.data_dir,
+            values.log_root,
+            values.hparams,
+            resume=values.resume_training,
+            save_minutes=values.save_minutes,
+            workers=values.workers or None,
+            num_devices=values.num_devices,
+        )
+    except (UserError, OSError) as error:
+        if values.num_processes > 1:
+            # JAX would wait for the other processes, which may wait for this one or be lost.
+            cli.end_at_once(error)
+        raise
     if not state.finished:
         sys.exit(130)  # as Ctrl-C elsewhere: what was to follow a finished run shall not
 
@@ -549,6 +629,12 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "workers", 0, "Threads that prepare batches; 0 means half as many as cores.", 0
     )
+    flags.DEFINE_integer(
+        "num_devices", 0, "Devices of each machine that share the batches (JAX); 0 means all.", 0
+    )
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where there are several (JAX).")
+    flags.DEFINE_integer("num_processes", 1, "Processes that train together (JAX).", 1)
+    flags.DEFINE_integer("process_id", 0, "Number of this one among them, from 0 on (JAX).", 0)
     for name in ("data_dir", "log_root"):
         flags.register_validator(name, bool, "it must name a directory")
 

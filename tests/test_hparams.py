@@ -28,6 +28,7 @@ DEFAULTS = {
     "learning_rate": 0.001,
     "decay_rate": 0.9999,
     "min_learning_rate": 0.00001,
+    "precision": "float32",
     "grad_clip": 1.0,
     "use_recurrent_dropout": False,
     "recurrent_dropout_prob": 0.0,
@@ -159,6 +160,7 @@ SHARE = "a number, at least 0 and at most 1"
         ("decay_rate=1.1", "1.1", "a number, above 0 and at most 1"),
         ("min_learning_rate=-1", "-1.0", "a number, at least 0"),
         ("min_learning_rate=-inf", "-inf", "a number, at least 0"),
+        ("precision=float16", "'float16'", "float32 or mixed_bfloat16"),
         ("grad_clip=0", "0.0", "a number, above 0"),
         ("use_recurrent_dropout=yes", "'yes'", "True or False"),
         ("use_input_dropout=2", "'2'", "True or False"),
@@ -320,6 +322,7 @@ OTHERS = {
     "learning_rate": 0.1,
     "decay_rate": 1 / 3,
     "min_learning_rate": 0.0,
+    "precision": "mixed_bfloat16",
     "grad_clip": 1e-7,
     "use_recurrent_dropout": True,
     "recurrent_dropout_prob": 0.9,
@@ -439,6 +442,7 @@ def test_published_config():
     stored = json.loads(PUBLISHED.read_text())
     options = config.hparams.model_dump(mode="json")
     assert config.unknown == {"semi_percent": 0.0, "semi_balanced": False}
-    assert {**options, **config.unknown} == {"seed": 0, "mask_prob": 0.1, **stored}
+    ours = {"seed": 0, "mask_prob": 0.1, "precision": "float32"}
+    assert {**options, **config.unknown} == {**ours, **stored}
     assert config.scale_factor is None
     assert "unknown option 'semi_percent'" in refusal(read_config, PUBLISHED)

@@ -1,0 +1,187 @@
+"""The devices, of one machine or of several, that share the batches of a training run.
+
+Several devices are the JAX backend's business: there the update of a whole batch is one program,
+whatever the number of devices, so that batch statistics, clusters and clipped gradients are those
+of the whole batch. Keras on TensorFlow clips the gradients of each device's part instead.
+
+Each process of a run that spans several calls the same things in the same order; what they have
+to agree on passes through a `Team`.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from dataset import Layout
+from hparams import UserError
+
+FEWEST_PICTURES = 32  # of a granule; small batches would else meet many numbers of pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The devices of a run; by default the one that the backend chooses.
+
+    Attributes:
+        devices: their names.
+        process: this process's number.
+        processes: how many processes there are.
+        distribution: how Keras spreads variables and batches; None: as without it.
+    """
+
+    devices: tuple[str, ...] = ()
+    process: int = 0
+    processes: int = 1
+    distribution: keras.distribution.DataParallel | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.process == 0
+
+    def layout(self, batch_size: int) -> Layout:
+        """The shapes of this process's part of the batches."""
+        if keras.backend.backend() != "jax":
+            return Layout()
+        local = max(1, len(self.devices) // self.processes)
+        granule = max(FEWEST_PICTURES, batch_size // self.processes)
+        return Layout(self.process, self.processes, -(-granule // local) * local)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Variables made and batches met inside are spread over the devices.
+
+        Raises:
+            UserError: another process of the run has ended.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.distribution:
+                stack.enter_context(self.distribution.scope())
+            if self.processes > 1:
+                stack.enter_context(_lost_peers())
+            yield
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return bool(self.total(np.array([flag], np.float64))[0])
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all processes of float64 (n,), the same to the last bit in each."""
+        if self.processes == 1:
+            return values
+        from jax.experimental import multihost_utils
+
+        # JAX's own numbers have 32 bits.
+        halves = np.ascontiguousarray(values, np.float64).view(np.uint32)
+        gathered = np.asarray(multihost_utils.process_allgather(halves))
+        return np.ascontiguousarray(gathered).view(np.float64).sum(axis=0)
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        self.any(False)
+
+
+def join(coordinator: str, num_processes: int, process_id: int, timeout: int = 100) -> None:
+    """Makes this process one of several that train together; to be called before all else.
+
+    Args:
+        coordinator: HOST:PORT, an address of process 0 that all can reach, with a free port.
+        num_processes: how many there are.
+        process_id: this one's number, counted from 0.
+        timeout: seconds without a sign of life after which a process counts as lost.
+
+    Raises:
+        UserError: arguments that don't fit, another backend, processes that are not there.
+    """
+    if keras.backend.backend() != "jax":
+        raise UserError(
+            "--coordinator: several processes need the JAX backend: set KERAS_BACKEND=jax"
+        )
+    if not re.fullmatch(r"[^\s,]+:\d+", coordinator):
+        raise UserError(f"--coordinator: {coordinator!r} is not allowed; write HOST:PORT")
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id: {process_id} is not allowed with --num_processes={num_processes}; "
+            "processes count from 0"
+        )
+    import jax
+
+    # Without these two, CPUs could not work together, and JAX would take SIGTERM for itself.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=timeout,
+            shutdown_timeout_seconds=timeout,
+        )
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--coordinator: the {num_processes} processes did not meet at {coordinator} ({reason})"
+        ) from error
+
+
+def find(num_devices: int, batch_size: int) -> Team:
+    """The devices of a run.
+
+    Args:
+        num_devices: how many of each process's devices to take; 0: all, on TensorFlow one.
+        batch_size: B, which all devices together must be able to share evenly.
+
+    Raises:
+        UserError: there are not so many, or they can't share a batch.
+    """
+    if keras.backend.backend() != "jax":
+        if num_devices > 1:
+            raise UserError(
+                f"--num_devices: {num_devices} devices need the JAX backend: set KERAS_BACKEND=jax"
+            )
+        return Team()
+    import jax
+
+    of_process = [
+        sorted((d for d in jax.devices() if d.process_index == process), key=lambda d: d.id)
+        for process in range(jax.process_count())
+    ]
+    fewest = min(map(len, of_process))
+    if num_devices > fewest:
+        raise UserError(f"--num_devices: {num_devices} is not allowed; there are {fewest}")
+    if num_devices == 0 and max(map(len, of_process)) > fewest:
+        raise UserError(f"--num_devices: the machines have not equally many; choose up to {fewest}")
+    # The parts of a batch stand in the order of the processes.
+    chosen = [device for devices in of_process for device in devices[: num_devices or fewest]]
+    if batch_size % len(chosen):
+        raise UserError(
+            f"batch_size={batch_size} can't be shared evenly by {len(chosen)} devices; choose a "
+            "multiple of it or another --num_devices"
+        )
+    names = tuple(f"{device.platform}:{device.id}" for device in chosen)
+    if len(chosen) == 1:
+        return Team(names)
+    distribution = keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
+    return Team(names, jax.process_index(), jax.process_count(), distribution)
+
+
+@contextlib.contextmanager
+def _lost_peers():
+    """Turns the failure of a communication into one line."""
+    import jax
+
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX raises some failures of the runtime, whose texts begin with a status, as ValueError.
+        if not re.match(r"[A-Z_]+: ", str(error)):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            "an update failed, or another process of this run is lost; the last checkpoint is "
+            f"intact: start all of them again with --resume_training=True ({reason})"
+        ) from error
