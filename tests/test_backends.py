@@ -375,11 +375,10 @@ def test_two_processes_are_one(folder, data_dir, on_jax):
     assert_same_evaluation(second, on_jax)
     assert_same_run(run, unstopped)
     assert arrays_of(run)["adam/schedule_step"] == 8
-    # 13 batches ahead at most 3 more, 5 evaluations, the clusters' first batch in each process.
+    # Half of it, but for the clusters' first batches, which each draws, and batches made ahead.
     alone = said(on_jax, "ENDED")[1][2]["drawn"]
     for output in (first, second):
-        drawn = said(output, "ENDED")[1][2]["drawn"]
-        assert drawn <= alone / 2 + 2 * 8
+        assert said(output, "ENDED")[1][2]["drawn"] < 0.75 * alone
 
 
 @pytest.mark.parametrize("lost", [0, 1])
