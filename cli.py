@@ -1,4 +1,4 @@
-"""What the command lines share: a quiet start, and one line for a user's mistake.
+"""What the command lines share: a quiet start, interruptions, one line for a user's mistake.
 
 Import this before anything that imports Keras: loading TensorFlow writes notes about missing
 GPUs and instruction sets to the terminal, below the level that its own settings reach.
@@ -104,6 +104,50 @@ class Progress:
             print(f"\r{line} ", end="\n" if finished else "", flush=True)
         elif finished:
             print(line, flush=True)
+
+
+class Interruption:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the present update."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        # Only a main thread may handle signals; elsewhere the caller's handling stays. So does an
+        # ignored Ctrl-C: a shell that puts a run into the background arranges for that.
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {
+                number: signal.signal(number, self._request)
+                for number in self.SIGNALS
+                if signal.getsignal(number) not in (None, signal.SIG_IGN)
+            }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number, frame):
+        self.requested = True
+        # Not on stdout, which the progress bar may be writing to at this very moment.
+        said = "\nStopping after this update; once more stops at once, without saving."
+        print(said, file=sys.stderr, flush=True)
+        for number in self.before:
+            signal.signal(number, signal.default_int_handler)
+
+
+def make_deterministic(seed: int) -> None:
+    """Makes runs on a CPU repeatable to the last bit."""
+    # JAX is so by itself, and Keras's seeding would load TensorFlow beside it if it is there.
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        keras.utils.set_random_seed(seed)
+        if not tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.enable_op_determinism()
 
 
 def run(main: Callable[[], None]) -> None:

@@ -85,7 +85,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchShape:
     """The shapes of batches, and the part of them to make; by default whole batches, exactly.
 
     A compiler that starts anew for every shape wants few of them, and processes that share the
@@ -108,7 +108,7 @@ class Layout:
         return whole[self.part * size : (self.part + 1) * size]
 
 
-WHOLE = Layout()
+WHOLE = BatchShape()
 NO_SKETCH = np.zeros((0, 3), np.float32)
 EVALUATED_STEPS = 4  # so many different numbers of steps, where there shall be few
 
@@ -409,7 +409,7 @@ def training_batches(
     first_pass: int = 0,
     first_batch: int = 0,
     workers: int | None = None,
-    layout: Layout = WHOLE,
+    shape: BatchShape = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches, pass after pass, each pass in an order of its own; see `make_batch`.
 
@@ -422,7 +422,7 @@ def training_batches(
         first_pass: passes already made.
         first_batch: batches already made of that pass.
         workers: threads that prepare batches; None: half as many as there are cores.
-        layout: shapes, and the part of each batch that is wanted.
+        shape: of the batches, and the part of each batch that is wanted.
     """
     size = hparams.batch_size
 
@@ -440,7 +440,7 @@ def training_batches(
         sketches = [
             augment(split.sketch(i), hparams, rng) for i, rng in zip(members, rngs, strict=True)
         ]
-        return make_batch(sketches, hparams, steps, rngs, hparams.mask_prob, layout)
+        return make_batch(sketches, hparams, steps, rngs, hparams.mask_prob, shape)
 
     return prefetch(prepare, plans(), workers)
 
@@ -451,7 +451,7 @@ def evaluation_batches(
     *,
     stream: str,
     workers: int | None = None,
-    layout: Layout = WHOLE,
+    shape: BatchShape = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every sketch once, in order, nothing masked or augmented; see `make_batch`.
 
@@ -463,17 +463,17 @@ def evaluation_batches(
         hparams: the options.
         stream: the split's name, which with the sketch's position decides its random numbers.
         workers: as in `training_batches`.
-        layout: as in `training_batches`.
+        shape: as in `training_batches`.
     """
     size, longest = hparams.batch_size, int(split.lengths.max())
-    if layout.granule:
+    if shape.granule:
         # Sizes vary more than in training, where sketches of all categories are mixed.
-        layout = replace(layout, granule=4 * layout.granule)
+        shape = replace(shape, granule=4 * shape.granule)
 
     def prepare(members):
         sketches = [split.sketch(i) for i in members]
         steps = max(map(len, sketches))
-        if layout.granule:
+        if shape.granule:
             steps = min(_round_up(steps, -(-longest // EVALUATED_STEPS)), longest)
             sketches += [NO_SKETCH] * (size - len(sketches))
         start = members[0]
@@ -481,7 +481,7 @@ def evaluation_batches(
             _rng(hparams, EVALUATION_STREAM, SPLITS.index(stream), start + i)
             for i in range(len(sketches))
         ]
-        return make_batch(sketches, hparams, steps, rngs, 0.0, layout)
+        return make_batch(sketches, hparams, steps, rngs, 0.0, shape)
 
     plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
     return prefetch(prepare, plans, workers)
@@ -493,7 +493,7 @@ def make_batch(
     steps: int,
     rngs: list[np.random.Generator],
     mask_prob: float,
-    layout: Layout = WHOLE,
+    shape: BatchShape = WHOLE,
 ) -> dict[str, np.ndarray]:
     """One batch of B sketches, stroke-3 in model units, with their random numbers.
 
@@ -501,7 +501,7 @@ def make_batch(
 
     Returns:
         pictures: uint8 (N, S, S), 1 <= N <= 1 + B * G: every picture that is not blank, behind
-            a blank one that serves all blank nodes. Where `layout` says so, N is larger, and
+            a blank one that serves all blank nodes. Where `shape` says so, N is larger, and
             only this part's pictures and sketches are here; `nodes` counts over all parts'.
         nodes: int32 (B, G), the picture of each node.
         graph_masks: float32 (B, P, P).
@@ -509,11 +509,11 @@ def make_batch(
         eps: float32 (B, Z), standard normal, for drawing z.
         dropout_seed: int32 (B,), for the decoder's dropout.
     """
-    room = _picture_room(sketches, hparams, layout)
-    sketches, rngs = layout.own(sketches), layout.own(rngs)
+    room = _picture_room(sketches, hparams, shape)
+    sketches, rngs = shape.own(sketches), shape.own(rngs)
     seeds = [rng.random(hparams.graph_number - 1) for rng in rngs]
     graphs = pack_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds, room=room)
-    graphs["nodes"] += layout.part * room
+    graphs["nodes"] += shape.part * room
     graphs["graph_masks"][[len(sketch) == 0 for sketch in sketches]] = 0
     return {
         **graphs,
@@ -566,13 +566,13 @@ def pack_graphs(
     return {"pictures": pictures[: max(filled, room)], "nodes": nodes, "graph_masks": masks}
 
 
-def _picture_room(sketches: list[np.ndarray], hparams: HParams, layout: Layout) -> int:
+def _picture_room(sketches: list[np.ndarray], hparams: HParams, shape: BatchShape) -> int:
     """How many pictures each part of a batch gets, found without drawing; 0: as many as it has."""
-    if layout.granule is None:
+    if shape.granule is None:
         return 0
     counts = [1 + utils.count_patches(sketch, hparams.graph_number) for sketch in sketches]
-    most = max(sum(replace(layout, part=part).own(counts)) for part in range(layout.parts))
-    return _round_up(1 + most, layout.granule)
+    most = max(sum(replace(shape, part=part).own(counts)) for part in range(shape.parts))
+    return _round_up(1 + most, shape.granule)
 
 
 def _round_up(number: int, multiple: int) -> int:

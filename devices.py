@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from dataset import Layout
+from dataset import BatchShape
 from hparams import UserError
 
 FEWEST_PICTURES = 32  # of a granule; small batches would else meet many numbers of pictures
@@ -43,13 +43,13 @@ class Team:
         """Whether this process is the one that writes and prints."""
         return self.process == 0
 
-    def layout(self, batch_size: int) -> Layout:
+    def batch_shape(self, batch_size: int) -> BatchShape:
         """The shapes of this process's part of the batches."""
         if keras.backend.backend() != "jax":
-            return Layout()
+            return BatchShape()
         local = max(1, len(self.devices) // self.processes)
         granule = max(FEWEST_PICTURES, batch_size // self.processes)
-        return Layout(self.process, self.processes, -(-granule // local) * local)
+        return BatchShape(self.process, self.processes, -(-granule // local) * local)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

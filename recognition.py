@@ -16,7 +16,6 @@ import checkpoints
 import drawing
 import sample_files
 import sketch_a_net
-import train
 from hparams import UserError
 from sample_files import Samples
 from sketch_a_net import Classifier, Options
@@ -117,7 +116,7 @@ def find_classifier(
         if others:
             print(f"Note: the classifier was trained with {', '.join(others)}.")
     else:
-        train.make_deterministic(options.seed)
+        cli.make_deterministic(options.seed)
         data = sketch_a_net.load_training_data(data_dir, categories, options.train_per_category)
         for remark in data.remarks:
             print(f"Note: training the classifier, {remark}.")
@@ -125,7 +124,7 @@ def find_classifier(
             f"Training the classifier on {len(data.train)} original sketches of "
             f"{len(categories)} categories; it will be kept in {classifier_dir}."
         )
-        with train.Interruption() as interruption:
+        with cli.Interruption() as interruption:
             classifier = sketch_a_net.train(
                 classifier_dir,
                 data,

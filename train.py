@@ -6,9 +6,7 @@ python train.py --data_dir=DIR --log_root=DIR --hparams="categories=[bee,bus]"
 import contextlib
 import math
 import os
-import signal
 import sys
-import threading
 import time
 import zlib
 from pathlib import Path
@@ -80,7 +78,7 @@ def train(
     log_root = Path(log_root)
     saved = _saved_config(log_root, resume)
     hparams = parse_hparams(options, saved.hparams if saved else None)
-    make_deterministic(hparams.seed)
+    cli.make_deterministic(hparams.seed)
     data = dataset.load_dataset(data_dir, hparams)
     hparams = hparams.replace(max_seq_len=data.max_seq_len)
     if saved:
@@ -153,7 +151,7 @@ def _run(
             checkpoints.save_latest(log_root, model, optimizer, state)
 
     log = MetricsLog(log_root, state) if team.leads else NoLog()
-    with Interruption() as interruption, log:
+    with cli.Interruption() as interruption, log:
         run = Run(state, hparams, data, log_root, log, interruption, team, save_minutes, workers)
         while not state.finished and not run.stopping:
             to_do = hparams.num_steps - state.updates + state.batch
@@ -164,7 +162,7 @@ def _run(
                 first_pass=state.passes,
                 first_batch=state.batch,
                 workers=workers,
-                layout=team.layout(hparams.batch_size),
+                shape=team.batch_shape(hparams.batch_size),
             )
             model.fit(
                 ((batch,) for batch in batches),
@@ -207,7 +205,7 @@ def evaluate(
     team = team or Team()
     reconstruction = clustering = patches = 0.0
     for batch in dataset.evaluation_batches(
-        split, hparams, stream=name, workers=workers, layout=team.layout(hparams.batch_size)
+        split, hparams, stream=name, workers=workers, shape=team.batch_shape(hparams.batch_size)
     ):
         # Keras starts its means, over the batches of all processes, anew with each batch.
         losses = model.test_on_batch(batch, return_dict=True)
@@ -258,17 +256,6 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
         for i, (key, sketch) in enumerate(zip(keys, sketches, strict=True))
     ]
     return drawing.gallery(examples, per_row=per_category)
-
-
-def make_deterministic(seed: int) -> None:
-    """Makes runs on a CPU repeatable to the last bit."""
-    # JAX is so by itself, and Keras's seeding would load TensorFlow beside it if it is there.
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        keras.utils.set_random_seed(seed)
-        if not tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.enable_op_determinism()
 
 
 class Run(keras.callbacks.Callback):
@@ -508,39 +495,6 @@ class MetricsLog(NoLog):
         except errors.OpError as error:
             reason = error.message.partition("\n")[0]
             raise UserError(f"{self.tensorboard}: can't be written ({reason})") from error
-
-
-class Interruption:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the present update."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        # Only a main thread may handle signals; elsewhere the caller's handling stays. So does an
-        # ignored Ctrl-C: a shell that puts a run into the background arranges for that.
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {
-                number: signal.signal(number, self._request)
-                for number in self.SIGNALS
-                if signal.getsignal(number) not in (None, signal.SIG_IGN)
-            }
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number, frame):
-        self.requested = True
-        # Not on stdout, which the progress bar may be writing to at this very moment.
-        said = "\nStopping after this update; once more stops at once, without saving."
-        print(said, file=sys.stderr, flush=True)
-        for number in self.before:
-            signal.signal(number, signal.default_int_handler)
 
 
 def _saved_config(log_root: Path, resume: bool):

@@ -2,6 +2,8 @@
 
 import time
 
+import cli
+
 import common
 import keras
 import numpy as np
@@ -28,7 +30,7 @@ def training(kind: str, size: str, iterations: int) -> dict:
         published: the published iteration, scaled; None at sizes where it was not timed.
     """
     hparams = HParams(**common.SIZES[size])
-    train.make_deterministic(0)
+    cli.make_deterministic(0)
     data = common.load(kind, 4000, hparams.max_seq_len)
     steps = data.max_seq_len
     model = SPGra2Seq(hparams)

@@ -429,16 +429,16 @@ def test_parts_make_up_the_batch(data):
     """Two processes' parts, one behind the other, are the batch of one, its pictures apart."""
     hparams = parse_hparams(OPTIONS)
 
-    def batches(split, layout):
+    def batches(split, shape):
         if split == "train":
-            made = dataset.training_batches(data.splits[split], hparams, 60, layout=layout)
+            made = dataset.training_batches(data.splits[split], hparams, 60, shape=shape)
             return [next(made) for _ in range(3)]
         return list(
-            dataset.evaluation_batches(data.splits[split], hparams, stream=split, layout=layout)
+            dataset.evaluation_batches(data.splits[split], hparams, stream=split, shape=shape)
         )
 
     for split in ("train", "valid"):
-        parts = [batches(split, dataset.Layout(part, 2, 6)) for part in range(2)]
+        parts = [batches(split, dataset.BatchShape(part, 2, 6)) for part in range(2)]
         whole = batches(split, dataset.WHOLE)
         assert len(parts[0]) == len(parts[1]) == len(whole)
         for batch, *halves in zip(whole, *parts, strict=True):
@@ -471,7 +471,7 @@ def test_filled_up_batches_evaluate_the_same(data):
                 data.splits["valid"],
                 hparams,
                 stream="valid",
-                layout=dataset.Layout(granule=granule),
+                shape=dataset.BatchShape(granule=granule),
             )
         )[-1]
         for granule in (None, 8)

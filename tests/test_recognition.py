@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli  # noqa: F401, keeps TensorFlow quiet
+import cli
 
 import cv2
 import numpy as np
@@ -23,7 +23,6 @@ import recognition
 import sample
 import sample_files
 import sketch_a_net
-import train
 from hparams import UserError, write_config
 from sketch_a_net import Options
 
@@ -42,7 +41,7 @@ def originals(data_dir):
 def classifier_dir(data_dir, tmp_path_factory):
     """A classifier that knows fish from trees, and no judgement of the originals yet."""
     folder = tmp_path_factory.mktemp("classifier")
-    train.make_deterministic(0)
+    cli.make_deterministic(0)
     data = sketch_a_net.load_training_data(data_dir, NAMES, 0)
     sketch_a_net.train(folder, data, NAMES, TINY)
     return folder
@@ -184,12 +183,12 @@ def test_the_classifier_lands_beside_the_model(data_dir, samples, tmp_path, coun
     (model / "best.npz").write_bytes(b"not looked into")
     options = dataclasses.replace(TINY, epochs=1)
 
-    class Interrupted(train.Interruption):
+    class Interrupted(cli.Interruption):
         def __init__(self):
             self.requested = True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Interruption", Interrupted)
+        patch.setattr(cli, "Interruption", Interrupted)
         assert recognition.recognition(data_dir, model, samples, options=options) is None
     assert not (samples / "rec.json").exists()
     assert (model / "classifier" / "latest.npz").exists()

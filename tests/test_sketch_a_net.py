@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 
-import cli  # noqa: F401, keeps TensorFlow quiet
+import cli
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ import checkpoints
 import dataset
 import drawing
 import sketch_a_net
-import train
 from doodles import write_doodles
 from hparams import HParams, UserError
 from sketch_a_net import Options, SketchANet
@@ -43,7 +42,7 @@ def test_split(folder):
 
 @pytest.fixture(autouse=True, scope="module")
 def deterministic():
-    train.make_deterministic(0)
+    cli.make_deterministic(0)
 
 
 def contents(folder):
