@@ -59,12 +59,13 @@ import checkpoints, devices, sample, train, utils
 from hparams import UserError
 
 save = checkpoints.save_latest
-draw, evaluate, on_batch_begin = utils.draw, train.evaluate, train.Run.on_train_batch_begin
+cut_nodes, evaluate = utils.cut_nodes, train.evaluate
+on_batch_begin = train.Run.on_train_batch_begin
 counts, task = {}, {}
 
-def counted_draw(sketch):
+def counted_cut_nodes(*args, **options):
     counts["drawn"] += 1
-    return draw(sketch)
+    return cut_nodes(*args, **options)
 
 def scripted_evaluate(model, split, hparams, name, *more):
     losses = evaluate(model, split, hparams, name, *more)
@@ -91,7 +92,7 @@ class CountCompilations(logging.Handler):
         counts["compiled"] += record.getMessage().startswith("Compiling jit(train_step)")
 
 checkpoints.save_latest = copying_save
-utils.draw, train.evaluate = counted_draw, scripted_evaluate
+utils.cut_nodes, train.evaluate = counted_cut_nodes, scripted_evaluate
 train.Run.on_train_batch_begin = interrupting
 train.draw_preview = lambda *_: np.zeros((2, 2, 3), np.uint8)
 train.AGREED_EVERY = 2
