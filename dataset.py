@@ -6,12 +6,10 @@ same whatever the number of workers, and a run can be taken up at any batch.
 """
 
 import math
-import os
 import pickle
 import weakref
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,6 +18,7 @@ import numpy as np
 
 import utils
 from hparams import HParams, UserError
+from workers import prefetch
 
 SPLITS = ("train", "valid", "test")
 LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
@@ -27,7 +26,6 @@ START_ROW = (0, 0, 1, 0, 0)
 END_ROW = (0, 0, 0, 0, 1)
 # First entries of the random streams' keys.
 ORDER_STREAM, SKETCH_STREAM, EVALUATION_STREAM = 0, 1, 2
-MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -421,7 +419,8 @@ def training_batches(
         steps: T.
         first_pass: passes already made.
         first_batch: batches already made of that pass.
-        workers: threads that prepare batches; None: half as many as there are cores.
+        workers: processes (one: a thread) that prepare batches; None: half as many as there are
+            cores.
         shape: of the batches, and the part of each batch that is wanted.
     """
     size = hparams.batch_size
@@ -434,15 +433,8 @@ def training_batches(
                 yield order[start : start + size], number
             number, batch = number + 1, 0
 
-    def prepare(plan):
-        members, number = plan
-        rngs = [_rng(hparams, SKETCH_STREAM, number, i) for i in members]
-        sketches = [
-            augment(split.sketch(i), hparams, rng) for i, rng in zip(members, rngs, strict=True)
-        ]
-        return make_batch(sketches, hparams, steps, rngs, hparams.mask_prob, shape)
-
-    return prefetch(prepare, plans(), workers)
+    prepare = _TrainingBatch(split, hparams, steps, shape)
+    return prefetch(prepare, plans(), workers, processes=True)
 
 
 def evaluation_batches(
@@ -465,26 +457,56 @@ def evaluation_batches(
         workers: as in `training_batches`.
         shape: as in `training_batches`.
     """
-    size, longest = hparams.batch_size, int(split.lengths.max())
     if shape.granule:
         # Sizes vary more than in training, where sketches of all categories are mixed.
         shape = replace(shape, granule=4 * shape.granule)
+    size = hparams.batch_size
+    plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
+    prepare = _EvaluationBatch(split, hparams, SPLITS.index(stream), shape)
+    return prefetch(prepare, plans, workers, processes=True)
 
-    def prepare(members):
-        sketches = [split.sketch(i) for i in members]
+
+@dataclass(frozen=True)
+class _TrainingBatch:
+    """Makes a batch of sketches and the number of a pass; see `training_batches`."""
+
+    split: Split
+    hparams: HParams
+    steps: int
+    shape: BatchShape
+
+    def __call__(self, plan: tuple[np.ndarray, int]) -> dict[str, np.ndarray]:
+        members, number = plan
+        hparams = self.hparams
+        rngs = [_rng(hparams, SKETCH_STREAM, number, i) for i in members]
+        sketches = [
+            augment(self.split.sketch(i), hparams, rng)
+            for i, rng in zip(members, rngs, strict=True)
+        ]
+        return make_batch(sketches, hparams, self.steps, rngs, hparams.mask_prob, self.shape)
+
+
+@dataclass(frozen=True)
+class _EvaluationBatch:
+    """Makes a batch of sketches that follow one another; see `evaluation_batches`."""
+
+    split: Split
+    hparams: HParams
+    stream: int
+    shape: BatchShape
+
+    def __call__(self, members: range) -> dict[str, np.ndarray]:
+        sketches = [self.split.sketch(i) for i in members]
         steps = max(map(len, sketches))
-        if shape.granule:
+        if self.shape.granule:
+            longest = int(self.split.lengths.max())
             steps = min(_round_up(steps, -(-longest // EVALUATED_STEPS)), longest)
-            sketches += [NO_SKETCH] * (size - len(sketches))
-        start = members[0]
+            sketches += [NO_SKETCH] * (self.hparams.batch_size - len(sketches))
         rngs = [
-            _rng(hparams, EVALUATION_STREAM, SPLITS.index(stream), start + i)
+            _rng(self.hparams, EVALUATION_STREAM, self.stream, members[0] + i)
             for i in range(len(sketches))
         ]
-        return make_batch(sketches, hparams, steps, rngs, 0.0, shape)
-
-    plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
-    return prefetch(prepare, plans, workers)
+        return make_batch(sketches, self.hparams, steps, rngs, 0.0, self.shape)
 
 
 def make_batch(
@@ -603,23 +625,3 @@ def _pictures(count: int, side: int) -> np.ndarray:
 
 def _rng(hparams: HParams, *key: int) -> np.random.Generator:
     return np.random.default_rng([hparams.seed, *map(int, key)])
-
-
-def prefetch(prepare, plans, workers: int | None):
-    """Results of `prepare` over `plans`, in order, computed ahead in threads.
-
-    OpenCV and large NumPy copies release the interpreter's lock, so threads run in parallel.
-    """
-    workers = workers or max(1, min((os.cpu_count() or 1) // 2, MOST_WORKERS))
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = []
-        try:
-            for plan in plans:
-                waiting.append(pool.submit(prepare, plan))
-                if len(waiting) > workers:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -17,6 +17,7 @@ import inference
 import sample_files
 from hparams import HParams, UserError
 from model import SPGra2Seq
+from workers import prefetch
 
 RESULT_NAME = "ret.json"
 TOPS = (1, 10, 50)
@@ -231,7 +232,7 @@ def encode(
     plans = (range(i, min(i + ENCODING_BATCH, count)) for i in range(0, count, ENCODING_BATCH))
     codes = np.empty((count, hparams.z_size), np.float32)
     progress = cli.Progress(f"{name} encoded", count)
-    for i, code in inference.encode(model, dataset.prefetch(prepare, plans, workers)):
+    for i, code in inference.encode(model, prefetch(prepare, plans, workers)):
         codes[i] = code
         progress.advance()
     return codes

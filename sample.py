@@ -32,6 +32,7 @@ from sample_files import (
     split_sha256,
     stroke_path,
 )
+from workers import prefetch
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
@@ -331,7 +332,7 @@ def _packed_batches(
     starts = range(0, len(plan.members), ENCODING_BATCH)
     batches = (range(i, min(i + ENCODING_BATCH, len(plan.members))) for i in starts)
     wanted = (b for b in batches if any(plan.split.key(plan.members[i]) in to_do for i in b))
-    return dataset.prefetch(prepare, wanted, workers)
+    return prefetch(prepare, wanted, workers)
 
 
 def _write_gallery(

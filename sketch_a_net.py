@@ -29,6 +29,7 @@ import dataset
 import drawing
 from dataset import Split
 from hparams import HParams, UserError
+from workers import prefetch
 
 FACTS_NAME = "classifier.json"
 SIDE = 225  # pixels of a picture, the article's
@@ -382,7 +383,7 @@ def training_batches(
         ]
         return np.stack(pictures), split.category[[i for _, i in plan]]
 
-    return dataset.prefetch(prepare, plans(), workers)
+    return prefetch(prepare, plans(), workers)
 
 
 def augment(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -435,7 +436,7 @@ def predict(
 
     starts = range(0, len(sketches), EVALUATION_BATCH)
     found = [np.zeros(0, np.int64)]
-    for start, pictures in zip(starts, dataset.prefetch(draw, starts, workers), strict=True):
+    for start, pictures in zip(starts, prefetch(draw, starts, workers), strict=True):
         found.append(np.argmax(network.predict_on_batch(pictures), axis=1))
         for _ in sketches[start : start + EVALUATION_BATCH]:
             advance()

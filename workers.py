@@ -1,0 +1,269 @@
+"""Work done ahead of its use, by threads or by processes.
+
+OpenCV and large NumPy copies release the interpreter's lock, but handing it to and fro costs about
+what a second thread gains where each such piece is short, as in cropping. Processes have a lock
+each. One gets the function to call, with all data that it holds, in memory that all of them share,
+and leaves its results in memory that it shares with the caller: what is large is never sent.
+"""
+
+import mmap
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hparams import UserError
+
+MOST_WORKERS = 16
+SLOTS = 3  # results of a process that may be in use at the same time without being copied
+LARGE = 2**14  # bytes from which on an array is shared and not sent
+ALIGNMENT = 64
+PATIENCE = 10  # seconds that a process gets to end
+
+
+def prefetch(
+    prepare: Callable[[Any], Any],
+    plans: Iterable[Any],
+    workers: int | None = None,
+    *,
+    processes: bool = False,
+) -> Iterator[Any]:
+    """Results of `prepare` over `plans`, in order, computed ahead.
+
+    Args:
+        prepare: makes a result from a plan; for processes it must be possible to pickle it.
+        plans: what to make, which may go on for ever.
+        workers: how many results to work on at a time; None: half as many as there are cores.
+        processes: whether several workers are processes; otherwise, or alone, they are threads.
+
+    Raises:
+        UserError: a process was ended from outside.
+    """
+    workers = workers or max(1, min((os.cpu_count() or 1) // 2, MOST_WORKERS))
+    with ExitStack() as stack:
+        if processes and workers > 1:
+            prepare = stack.enter_context(_Processes(prepare, workers))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        waiting = deque()
+        try:
+            for plan in plans:
+                waiting.append(pool.submit(prepare, plan))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Packed(NamedTuple):
+    """A pickled object, and where in a memory each of its large arrays is: first and last + 1."""
+
+    pickled: bytes
+    spans: list[tuple[int, int]]
+
+    def load(self, memory: memoryview) -> Any:
+        buffers = [memory[first:last] for first, last in self.spans]
+        return pickle.loads(self.pickled, buffers=buffers)
+
+
+class _Memory:
+    """Memory that processes share, without a name and gone with the last of them.
+
+    Args:
+        descriptor: of the file behind it; None makes one.
+    """
+
+    def __init__(self, descriptor: int | None = None):
+        self.descriptor = _nameless_file() if descriptor is None else descriptor
+        self.map = None
+
+    def at_least(self, size: int) -> mmap.mmap:
+        """A map of it that has so many bytes; it never shrinks."""
+        if self.map is None or len(self.map) < size:
+            if os.fstat(self.descriptor).st_size < size:
+                os.ftruncate(self.descriptor, size)
+            self.map = mmap.mmap(self.descriptor, 0)
+        return self.map
+
+    def pack(self, thing: Any) -> _Packed:
+        """Pickles a thing, its large arrays into this memory, over what was there."""
+        large: list[memoryview] = []
+
+        def is_small(buffer):
+            raw = buffer.raw()
+            if raw.nbytes >= LARGE:
+                large.append(raw)
+            return raw.nbytes < LARGE
+
+        pickled = pickle.dumps(thing, protocol=5, buffer_callback=is_small)
+        spans, end = [], 0
+        for raw in large:
+            first = -(-end // ALIGNMENT) * ALIGNMENT
+            end = first + raw.nbytes
+            spans.append((first, end))
+        if end:
+            memory = memoryview(self.at_least(end))
+            for raw, (first, last) in zip(large, spans, strict=True):
+                memory[first:last] = raw
+        return _Packed(pickled, spans)
+
+    def size(self, packed: _Packed) -> int:
+        """How many bytes of it a packed thing takes."""
+        return max((last for _, last in packed.spans), default=0)
+
+
+class _Processes:
+    """Calls a function in other processes, as many at a time as there are.
+
+    Args:
+        function: can be pickled.
+        count: how many processes.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], count: int):
+        self.function, self.count = function, count
+        self.idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+
+    def __enter__(self) -> Callable[[Any], Any]:
+        memory = _Memory()
+        packed = memory.pack(self.function)
+        self.all = [_Process(memory, packed) for _ in range(self.count)]
+        os.close(memory.descriptor)
+        for process in self.all:
+            self.idle.put(process)
+        return self.call
+
+    def __exit__(self, *_):
+        for process in self.all:
+            process.end()
+
+    def call(self, plan: Any) -> Any:
+        """What the function makes of a plan."""
+        process = self.idle.get()
+        try:
+            return process.call(plan)
+        finally:
+            self.idle.put(process)
+
+
+class _Process:
+    """Another Python that runs this module, and the memory that its results come in.
+
+    Args:
+        memory: holds the large arrays of the function.
+        function: packed into it.
+    """
+
+    def __init__(self, memory: _Memory, function: _Packed):
+        self.slots = [_Memory() for _ in range(SLOTS)]
+        self.free = deque(range(SLOTS))
+        shared = [memory.descriptor, *(slot.descriptor for slot in self.slots)]
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *map(str, shared)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=shared,
+            start_new_session=True,  # Ctrl-C is the caller's to handle
+        )
+        self._send(function)
+
+    def call(self, plan: Any) -> Any:
+        """What the function makes of a plan; its large arrays stay where they are."""
+        slot = self.free.popleft() if self.free else None
+        self._send((plan, slot))
+        try:
+            packed, error = pickle.load(self.process.stdout)
+        except EOFError:
+            raise self._lost() from None
+        if error is not None:
+            raise error
+        if not packed.spans:
+            if slot is not None:
+                self.free.append(slot)
+            return packed.load(memoryview(b""))
+        memory = self.slots[slot]
+        # Every array in it keeps this one alive, which at its end makes room for another result.
+        owner = np.frombuffer(memory.at_least(memory.size(packed)), np.uint8)
+        weakref.finalize(owner, self.free.append, slot).atexit = False
+        return packed.load(memoryview(owner))
+
+    def end(self) -> None:
+        """Ends it; results that are in use keep their memory."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        for slot in self.slots:
+            os.close(slot.descriptor)
+
+    def _send(self, thing: Any) -> None:
+        try:
+            pickle.dump(thing, self.process.stdin, protocol=5)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._lost() from None
+
+    def _lost(self) -> UserError:
+        status = self.process.wait()
+        return UserError(
+            f"a process that prepares batches was ended (status {status}), perhaps for lack of "
+            "memory; try fewer --workers"
+        )
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("results")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _serve(descriptors: list[int]) -> None:
+    """The life of a process: gets a function, then plans, until its caller goes away."""
+    # A service that is stopped may signal all of its processes; the caller decides when to end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    received, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever is printed must not come between the results
+    memory, *slots = map(_Memory, descriptors)
+    packed = pickle.load(received)
+    function = packed.load(memoryview(memory.at_least(1)) if packed.spans else memoryview(b""))
+    nowhere = _Packed(b"", [])
+    while True:
+        try:
+            plan, slot = pickle.load(received)
+        except EOFError:
+            return
+        try:
+            result = function(plan)
+            packed = _sent(result) if slot is None else slots[slot].pack(result)
+            pickle.dump((packed, None), results, protocol=5)
+        except Exception as error:
+            pickle.dump((nowhere, error), results, protocol=5)
+        results.flush()
+
+
+def _sent(thing: Any) -> _Packed:
+    return _Packed(pickle.dumps(thing, protocol=5), [])
+
+
+if __name__ == "__main__":
+    # Under its own name, by which what is received refers to it.
+    import workers
+
+    workers._serve([int(argument) for argument in sys.argv[1:]])
