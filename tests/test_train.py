@@ -15,6 +15,7 @@ import pytest
 
 import checkpoints
 import dataset
+import metrics_log
 import train
 from doodles import write_doodles
 from hparams import UserError, parse_hparams, read_config
@@ -54,7 +55,7 @@ def assert_same_run(one, other):
 
 def rows_of(log_root, split=None):
     lines = (log_root / "metrics.csv").read_text().splitlines()
-    assert lines[0] == train.METRICS_COLUMNS
+    assert lines[0] == metrics_log.METRICS_COLUMNS
     rows = [line.split(",") for line in lines[1:]]
     return [row for row in rows if split in (None, row[2])]
 

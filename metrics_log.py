@@ -1,0 +1,118 @@
+"""What a training run writes down as it goes on: metrics.csv, TensorBoard, the preview."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import drawing
+from checkpoints import RunState
+from hparams import UserError
+
+METRICS_NAME = "metrics.csv"
+METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
+TENSORBOARD_NAME = "tensorboard"
+PREVIEW_NAME = "preview.png"
+
+
+class NoLog:
+    """The log of a process that leaves logging to another."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Nothing to close."""
+
+    def sync(self) -> None:
+        """Nothing to make sure of."""
+
+    def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
+        """Drops what the process that leads writes."""
+
+    def show(self, picture: np.ndarray) -> None:
+        """Drops the preview."""
+
+
+class MetricsLog(NoLog):
+    """metrics.csv and the TensorBoard logs: a row for each update and each evaluation.
+
+    Args:
+        log_root: the model directory.
+        state: rows are stamped with its update and epoch. Rows that are there already from
+            behind its update, made after the checkpoint that a run goes on from, are dropped.
+    """
+
+    def __init__(self, log_root: Path, state: RunState):
+        self.state = state
+        self.path = log_root / METRICS_NAME
+        kept = [METRICS_COLUMNS + "\n"]
+        if self.path.exists():
+            for line in self.path.read_text().splitlines(keepends=True)[1:]:
+                update = line.partition(",")[0]
+                # A last line without its end was cut short by whatever ended the run.
+                if line.endswith("\n") and update.isdigit() and int(update) <= state.updates:
+                    kept.append(line)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            temporary.write_text("".join(kept))
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.tensorboard = log_root / TENSORBOARD_NAME
+        self.summary = self.writer = None
+        if keras.backend.backend() == "tensorflow":
+            from tensorflow import summary
+
+            self.summary = summary
+            with self._tensorboard_errors():
+                self.writer = summary.create_file_writer(str(self.tensorboard))
+
+    def __enter__(self):
+        self.file = open(self.path, "a", buffering=1)
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        if self.writer:
+            with self._tensorboard_errors():
+                self.writer.close()
+
+    def sync(self) -> None:
+        """Makes sure of the rows, so that a checkpoint never outlives those before it."""
+        os.fsync(self.file.fileno())
+
+    def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
+        """Logs both losses of an update or of a split."""
+        reconstruction, clustering = losses["reconstruction"], losses["clustering"]
+        rate = "" if learning_rate is None else learning_rate
+        self.file.write(
+            f"{self.state.updates},{self.state.epoch},{split},{reconstruction},{clustering},{rate}\n"
+        )
+        if self.writer:
+            step = self.state.updates
+            with self._tensorboard_errors(), self.writer.as_default(step=step):
+                self.summary.scalar(f"{split}/reconstruction", reconstruction)
+                self.summary.scalar(f"{split}/clustering", clustering)
+                if learning_rate is not None:
+                    self.summary.scalar("learning_rate", learning_rate)
+
+    def show(self, picture: np.ndarray) -> None:
+        """Writes the preview, uint8 (h, w, 3) with blue first."""
+        drawing.write_png(self.path.with_name(PREVIEW_NAME), picture)
+        if self.writer:
+            with self._tensorboard_errors(), self.writer.as_default(step=self.state.updates):
+                self.summary.image("preview", picture[None, :, :, ::-1])
+
+    @contextlib.contextmanager
+    def _tensorboard_errors(self):
+        """Turns TensorFlow's errors (a full disk, no permission) into a line."""
+        from tensorflow import errors
+
+        try:
+            yield
+        except errors.OpError as error:
+            reason = error.message.partition("\n")[0]
+            raise UserError(f"{self.tensorboard}: can't be written ({reason})") from error
