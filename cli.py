@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import app, flags
@@ -71,10 +72,31 @@ def _line(error: UserError | OSError) -> str:
     return f"{script}: {where}{error.strerror or error}"
 
 
-def end_at_once(error: UserError | OSError) -> NoReturn:
-    """Ends the process as `run` would, but without what libraries do at a program's end."""
-    print(_line(error), file=sys.stderr, flush=True)
-    os._exit(1)
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """An error inside ends the process as in `run`, but without what libraries do at the end."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        _end_at_once(_line(error), 1)
+    except KeyboardInterrupt:
+        _end_at_once(_interrupted(), 130)
+    except Exception:
+        _end_at_once(traceback.format_exc(), 1)
+
+
+def _end_at_once(text: str, status: int) -> NoReturn:
+    print(text, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def _interrupted() -> str:
+    return f"{os.path.basename(sys.argv[0])}: interrupted"
+
+
+def on_terminal() -> bool:
+    """Whether a person sees what is printed, as it is printed."""
+    return sys.stdout.isatty()
 
 
 class Progress:
@@ -100,7 +122,7 @@ class Progress:
         self.shown_at = now
         rate = (self.done - self.before) / max(now - self.started, 1e-9)
         line = f"{self.done}/{self.total} {self.what}, {rate:.1f} a second"
-        if sys.stdout.isatty():
+        if on_terminal():
             print(f"\r{line} ", end="\n" if finished else "", flush=True)
         elif finished:
             print(line, flush=True)
@@ -157,6 +179,8 @@ def run(main: Callable[[], None]) -> None:
     becomes one line on standard error and exit status 1; Ctrl-C exits with 130.
     """
     script = os.path.basename(sys.argv[0])
+    if sys.stdout is None:  # closed by whoever called
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
 
     def parse(argv):
         try:
@@ -172,7 +196,7 @@ def run(main: Callable[[], None]) -> None:
         except (UserError, OSError) as error:
             sys.exit(_line(error))
         except KeyboardInterrupt:
-            print(f"{script}: interrupted", file=sys.stderr)
+            print(_interrupted(), file=sys.stderr)
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)

@@ -9,6 +9,7 @@ import math
 import pickle
 import weakref
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,14 @@ class Split:
         """Category and index, which name a sketch in files and random numbers."""
         return int(self.category[i]), int(self.index[i])
 
+    def first_of_each(self, count: int) -> list[int]:
+        """Positions of the first `count` sketches of each category."""
+        return [
+            i
+            for category in np.unique(self.category)
+            for i in np.flatnonzero(self.category == category)[:count].tolist()
+        ]
+
     @property
     def lengths(self) -> np.ndarray:
         """Rows of each sketch, int64 (n,)."""
@@ -80,6 +89,14 @@ class Dataset:
     scale_factor: float
     max_seq_len: int
     remarks: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """A checksum of all sketches."""
+        check = 0
+        for split in self.splits.values():
+            for array in (split.rows, split.ends, split.category):
+                check = zlib.crc32(np.ascontiguousarray(array), check)
+        return f"{check:08x}"
 
 
 @dataclass(frozen=True)

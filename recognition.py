@@ -3,6 +3,7 @@
 python recognition.py --data_dir=DIR --model_dir=MODEL --sample_dir=OUT
 """
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from sketch_a_net import Classifier, Options
 
 RESULT_NAME = "rec.json"
 PICTURE_NAME = "rec_confusion.png"
+MOST_SEED = 2**32 - 1
 CLASSIFIER_NAME = "classifier"  # directory in the model's
 
 
@@ -138,7 +140,7 @@ def find_classifier(
 
 def recognise(classifier: Classifier, samples: Samples, workers: int | None = None) -> np.ndarray:
     """What the generated sketches are taken for, each counted: see `sketch_a_net.confusion`."""
-    sketches = [samples.sketch(key) for key in samples.keys]
+    sketches = samples.sketches
     progress = cli.Progress("generated sketches judged", len(sketches))
     network = classifier.network
     found = sketch_a_net.predict(network, sketches, advance=progress.advance, workers=workers)
@@ -160,7 +162,7 @@ def recognise_originals(
         "weights": sample_files.file_sha256(classifier_dir / checkpoints.BEST),
         "sketches": sample_files.split_sha256(split, list(range(len(split)))),
     }
-    if path.exists():
+    with contextlib.suppress(UserError):  # not there, or damaged: judged again
         arrays, meta = checkpoints.read_arrays(path)
         if meta == made_of:
             return arrays["confusion"]
@@ -169,7 +171,10 @@ def recognise_originals(
     network = classifier.network
     found = sketch_a_net.predict(network, sketches, advance=progress.advance, workers=workers)
     counts = sketch_a_net.confusion(split.category, found, classes)
-    checkpoints.write_arrays(path, {"confusion": counts}, made_of)
+    try:
+        checkpoints.write_arrays(path, {"confusion": counts}, made_of)
+    except UserError:
+        print(f"Note: {path} can't be written; the originals will be judged again next time.")
     return counts
 
 
@@ -201,6 +206,8 @@ def _check(options: Options) -> None:
     for name, low in least.items():
         if getattr(options, name) < low:
             raise UserError(f"--{name}: {getattr(options, name)} is not allowed; at least {low}")
+    if options.seed > MOST_SEED:
+        raise UserError(f"--seed: {options.seed} is not allowed; at most {MOST_SEED}")
     if not 0 < options.learning_rate < float("inf"):
         raise UserError(f"--learning_rate: {options.learning_rate} is not allowed; above 0")
 

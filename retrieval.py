@@ -61,12 +61,9 @@ def retrieval(
         print(f"Note: {remark}.")
     model = checkpoints.load_model(model_dir)
     split = samples.split
-    originals = encode(
-        model, [split.sketch(i) for i in range(len(split))], samples.hparams, "originals", workers
-    )
-    generated = encode(
-        model, [samples.sketch(key) for key in samples.keys], samples.hparams, "generated", workers
-    )
+    originals = [split.sketch(i) for i in range(len(split))]
+    originals = encode(model, originals, samples.hparams, "originals", workers)
+    generated = encode(model, samples.sketches, samples.hparams, "generated", workers)
     if direction == "generated":
         found = ranks(generated, originals, samples.members)
         gallery = len(originals)

@@ -29,6 +29,7 @@ from sample_files import (
     file_sha256,
     load_split,
     read_facts,
+    read_strokes,
     split_sha256,
     stroke_path,
 )
@@ -364,7 +365,7 @@ def _write_gallery(
                 original=sketch,
                 graph_picture=drawing.draw_graph(sketch, graph, adjacency),
                 corrupted=graph.patches[0],
-                generated=np.load(stroke_path(output_dir, (category, index)))[0],
+                generated=read_strokes(stroke_path(output_dir, (category, index))),
             )
         )
     title = f"Redrawn, {facts['prob']:.0%} of the patches erased"

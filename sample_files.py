@@ -6,6 +6,7 @@
 import hashlib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Samples(NamedTuple):
         hparams: options of the model.
         split: all sketches of the split that the samples were made from, in model units.
         keys: (category, index) of each generated sketch, sorted.
+        sketches: the generated sketches, stroke-3 (n, 3) in model units, n >= 0.
         members: int64, the original's position in `split` for each key.
         facts: what made the samples, `FACTS`; None where it is not known.
         remarks: what a user should know, a line each.
@@ -59,17 +61,10 @@ class Samples(NamedTuple):
     hparams: HParams
     split: Split
     keys: list[Key]
+    sketches: list[np.ndarray]
     members: np.ndarray
     facts: dict[str, Any]
     remarks: tuple[str, ...]
-
-    def sketch(self, key: Key) -> np.ndarray:
-        """A generated sketch, stroke-3 (n, 3) in model units, n >= 0.
-
-        Raises:
-            UserError: its file is damaged or holds no sketch.
-        """
-        return read_strokes(stroke_path(self.sample_dir, key))
 
 
 def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | Path) -> Samples:
@@ -83,11 +78,12 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
             them.
 
     Raises:
-        UserError: no samples; a sample of no sketch in the data; samples of another model or of
-            other data.
+        UserError: no samples; a damaged one, or one of no sketch in the data; samples of another
+            model or of other data; a directory that can't take the results.
     """
     sample_dir = Path(sample_dir)
     keys = _find_keys(sample_dir)
+    _check_writable(sample_dir)  # now and not after minutes of work
     config = read_config(Path(model_dir) / CONFIG_NAME)
     model_sha256 = file_sha256(Path(model_dir) / BEST)
     path = sample_dir / SAMPLES_NAME
@@ -110,9 +106,10 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
                 f"({_name(config.hparams, key[0])})"
             )
     if path.exists():
-        chosen = np.isin(np.array(config.hparams.categories)[split.category], facts["categories"])
-        chosen &= split.index < facts["num_per_category"]
-        if facts["data_sha256"] != split_sha256(split, np.flatnonzero(chosen).tolist()):
+        names = np.array(config.hparams.categories)[split.category]
+        chosen = np.isin(names, facts["categories"]) & (split.index < facts["num_per_category"])
+        made = np.flatnonzero(chosen).tolist()
+        if facts["data_sha256"] != split_sha256(split, made):
             raise UserError(
                 f"{sample_dir}: its samples were made from other data, that in "
                 f"{facts['data_dir']}, not from that in {data_dir}"
@@ -122,9 +119,14 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
                 f"{sample_dir}: its samples have the scale factor {facts['scale_factor']}, the "
                 f"model {data.scale_factor}"
             )
-        expected = sum(facts["counts"].values())
-        if len(keys) < expected:
-            remarks.append(f"only {len(keys)} of {expected} samples are there")
+        strangers = set(keys) - {split.key(i) for i in made}
+        if strangers:
+            raise UserError(
+                f"{stroke_path(sample_dir, min(strangers))}: is none of the samples that "
+                f"{SAMPLES_NAME} speaks of; move it elsewhere"
+            )
+        if len(keys) < len(made):
+            remarks.append(f"only {len(keys)} of {len(made)} samples are there")
     else:
         remarks.append(
             f"{sample_dir} has no {SAMPLES_NAME}, as samples of the published code; taking them "
@@ -133,7 +135,10 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
     facts |= {"model_dir": str(Path(model_dir).resolve()), "model_sha256": model_sha256}
     facts |= {"data_dir": str(Path(data_dir).resolve()), "scale_factor": data.scale_factor}
     members = np.array([positions[key] for key in keys])
-    return Samples(sample_dir, config.hparams, split, keys, members, facts, tuple(remarks))
+    sketches = [read_strokes(stroke_path(sample_dir, key)) for key in keys]
+    return Samples(
+        sample_dir, config.hparams, split, keys, sketches, members, facts, tuple(remarks)
+    )
 
 
 def load_split(
@@ -203,7 +208,11 @@ def read_strokes(path: Path) -> np.ndarray:
         raise UserError(f"{path}: can't be read ({reason}); draw it again") from None
     good = isinstance(array, np.ndarray) and array.dtype.kind in "iuf"
     good = good and array.ndim == 3 and array.shape[::2] == (1, 3)
-    if not (good and (np.abs(array.astype(float)) < drawing.FARTHEST).all()):  # NaN is not
+    if good:
+        with np.errstate(over="ignore"):
+            farthest = np.abs(array).sum(axis=1)  # of its own type, as it is drawn
+        good = bool((farthest.astype(np.float64) < drawing.FARTHEST).all())  # no NaN
+    if not good:
         raise UserError(f"{path}: holds no sketch, a finite array of shape (1, n, 3)")
     return array[0]
 
@@ -221,6 +230,17 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); sample into another directory") from None
     if missing:
         raise UserError(f"{path}: does not say {missing[0]}; sample into another directory")
+    number, names = facts["num_per_category"], facts["categories"]
+    good = {
+        "num_per_category": isinstance(number, int) and number > 0,
+        "categories": isinstance(names, list) and all(isinstance(name, str) for name in names),
+        "split": facts["split"] in dataset.SPLITS,
+    }
+    for name, is_good in good.items():
+        if not is_good:
+            raise UserError(
+                f"{path}: damaged, {name} is {facts[name]!r}; sample into another directory"
+            )
     return facts
 
 
@@ -239,7 +259,10 @@ def split_sha256(split: Split, members: list[int]) -> str:
     for member in members:
         start, end = split.ends[member : member + 2]
         digest.update(np.array([*split.key(member), end - start], np.int64).tobytes())
-        digest.update(np.ascontiguousarray(split.rows[start:end]).tobytes())
+        # Of a type that does not depend on the rest of the data.
+        rows = split.rows[start:end]
+        whole = rows.astype(np.int16)
+        digest.update((whole if np.array_equal(whole, rows) else rows).tobytes())
     return digest.hexdigest()
 
 
@@ -247,7 +270,9 @@ def _find_keys(sample_dir: Path) -> list[Key]:
     if not sample_dir.is_dir():
         raise UserError(f"{sample_dir}: there is no such directory")
     keys = []
-    for path in sample_dir.glob("stroke_*.npy"):
+    for path in sample_dir.iterdir():  # glob would find nothing where it may not look
+        if not path.match("stroke_*.npy"):
+            continue
         match = re.fullmatch(r"stroke_(0|[1-9]\d*)_(0|[1-9]\d*)\.npy", path.name)
         if not match:
             raise UserError(f"{path}: is no stroke_{{category}}_{{index}}.npy; move it elsewhere")
@@ -255,6 +280,14 @@ def _find_keys(sample_dir: Path) -> list[Key]:
     if not keys:
         raise UserError(f"{sample_dir}: holds no samples, there is no stroke_*.npy")
     return sorted(keys)
+
+
+def _check_writable(sample_dir: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=sample_dir):
+            pass
+    except OSError as error:
+        raise UserError(f"{sample_dir}: can't be written ({error.strerror})") from error
 
 
 def _name(hparams: HParams, category: int) -> str:

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -243,7 +242,7 @@ def train(
         values = checkpoints.values_of(variables, latest_path)
         checkpoints.write_arrays(latest_path, values, made_of | {"state": asdict(state)})
 
-    validated = _first_of_each(data.valid, VALIDATED)
+    validated = data.valid.first_of_each(VALIDATED)
     sketches, labels = [data.valid.sketch(i) for i in validated], data.valid.category[validated]
     batches = training_batches(data.train, options, first=state.updates, workers=workers)
     with contextlib.closing(batches):
@@ -291,6 +290,8 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
         facts = {**json.loads(path.read_text())}  # a TypeError where it holds something else
         options = Options(**facts["options"])
         found = facts["categories"], facts["data"], facts["validation_accuracy"], facts["epochs"]
+        if not (isinstance(options.seed, int) and options.seed >= 0):
+            raise ValueError(f"seed {options.seed!r}")
         if not (isinstance(options.width, int) and options.width > 0):
             raise ValueError(f"width {options.width!r}")
     except FileNotFoundError:
@@ -334,14 +335,13 @@ def load_training_data(
     """
     hparams = HParams(categories=tuple(categories), num_per_category=train_per_category)
     data = dataset.load_dataset(data_dir, hparams, scale_factor=1.0, splits=("train", "valid"))
-    check = 0
     for name, split in data.splits.items():
         for category, title in enumerate(categories):
             if not (split.category == category).any():
                 raise UserError(f"{data_dir}: no usable sketch in the {name} split of {title}")
-        for array in (split.rows, split.ends, split.category):
-            check = zlib.crc32(np.ascontiguousarray(array), check)
-    return TrainingData(data.splits["train"], data.splits["valid"], f"{check:08x}", data.remarks)
+    return TrainingData(
+        data.splits["train"], data.splits["valid"], data.fingerprint(), data.remarks
+    )
 
 
 def training_batches(
@@ -485,15 +485,6 @@ def _make_updates(
         state.updates += 1
         bar.update(number, logs.items())
     return True
-
-
-def _first_of_each(split: Split, count: int) -> list[int]:
-    """Positions of the first sketches of each category."""
-    return [
-        i
-        for category in np.unique(split.category)
-        for i in np.flatnonzero(split.category == category)[:count].tolist()
-    ]
 
 
 def _has_ended(state: State, options: Options) -> bool:

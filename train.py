@@ -3,10 +3,10 @@
 python train.py --data_dir=DIR --log_root=DIR --hparams="categories=[bee,bus]"
 """
 
+import contextlib
 import math
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import cli
@@ -33,6 +33,7 @@ from hparams import (
 )
 from metrics_log import MetricsLog, NoLog
 from model import Adam, SPGra2Seq, node_masks
+from workers import Feed
 
 PREVIEWED = 16  # sketches
 PATIENCE = 5  # validations in a row without improvement
@@ -59,7 +60,8 @@ def train(
             not given are the run's own.
         resume: go on from the latest checkpoint, if there is one.
         save_minutes: longest time between two writings of the training state.
-        workers: threads that prepare batches; None: half as many as there are cores.
+        workers: processes (one: a thread) that prepare batches; None: half as many as there are
+            cores.
         num_devices: devices of this machine that share the batches (JAX backend); 0: all, on
             TensorFlow one. Several machines: see `devices.join`.
 
@@ -117,7 +119,7 @@ def _run(
     model.compile(optimizer=optimizer)
     if team.leads:
         _say_plan(data, hparams, model, team)
-    fingerprint = _fingerprint(data)
+    fingerprint = data.fingerprint()
     fresh = not (log_root / checkpoints.LATEST).exists()
     if fresh:
         state = RunState(data=fingerprint)
@@ -159,16 +161,17 @@ def _run(
                 workers=workers,
                 shape=team.batch_shape(hparams.batch_size),
             )
-            model.fit(
-                ((batch,) for batch in batches),
-                initial_epoch=state.passes,
-                # A pass taken up in the middle has fewer steps, so it gets a call of its own.
-                epochs=state.passes + (1 if state.batch else math.ceil(to_do / per_pass)),
-                steps_per_epoch=per_pass - state.batch,
-                shuffle=False,
-                callbacks=[run],
-                verbose=0 if not team.leads else 1 if sys.stdout.isatty() else 2,
-            )
+            with Feed(batches) as feed:
+                model.fit(
+                    ((batch,) for batch in feed),
+                    initial_epoch=state.passes,
+                    # A pass taken up in the middle has fewer steps, so it gets a call of its own.
+                    epochs=state.passes + (1 if state.batch else math.ceil(to_do / per_pass)),
+                    steps_per_epoch=per_pass - state.batch,
+                    shuffle=False,
+                    callbacks=[run],
+                    verbose=0 if not team.leads else 1 if cli.on_terminal() else 2,
+                )
     if state.finished:
         say(f"Training has ended: {state.finished}. The model is in {log_root}.")
     else:
@@ -191,7 +194,8 @@ def evaluate(
         split: the sketches.
         hparams: the options.
         name: the split's name, valid or test.
-        workers: threads that prepare batches; None: half as many as there are cores.
+        workers: processes (one: a thread) that prepare batches; None: half as many as there are
+            cores.
         team: the devices that share the batches; each process prepares its part.
 
     Returns:
@@ -225,11 +229,7 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
     """
     split = data.splits["valid"]
     per_category = max(1, PREVIEWED // len(hparams.categories))
-    members = [
-        int(i)
-        for category in np.unique(split.category)
-        for i in np.flatnonzero(split.category == category)[:per_category]
-    ][:PREVIEWED]
+    members = split.first_of_each(per_category)[:PREVIEWED]
     sketches = [split.sketch(i) for i in members]
     rng = np.random.default_rng(hparams.seed)
     seeds = [rng.random(hparams.graph_number - 1) for _ in members]
@@ -265,7 +265,7 @@ class Run(keras.callbacks.Callback):
         interruption: asked after each update.
         team: the devices; one process alone writes, and all stop together.
         save_minutes: longest time between two writings of the training state.
-        workers: threads that prepare validation batches.
+        workers: processes (one: a thread) that prepare validation batches.
     """
 
     def __init__(
@@ -414,15 +414,6 @@ def _saved_config(log_root: Path, resume: bool):
     return read_config(config)
 
 
-def _fingerprint(data: dataset.Dataset) -> str:
-    """A checksum of all sketches."""
-    check = 0
-    for split in data.splits.values():
-        for array in (split.rows, split.ends, split.category):
-            check = zlib.crc32(np.ascontiguousarray(array), check)
-    return f"{check:08x}"
-
-
 def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, team: Team) -> None:
     """Prints what a run is about to do."""
     for remark in data.remarks:
@@ -442,9 +433,11 @@ def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, team: T
 def main() -> None:
     """Trains as the flags say."""
     values = flags.FLAGS
-    if values.coordinator or values.num_processes > 1:
+    several = bool(values.coordinator) or values.num_processes > 1 or values.process_id > 0
+    if several:
         devices.join(values.coordinator, values.num_processes, values.process_id)
-    try:
+    # JAX would wait at its end for the other processes, which may wait for this one or be lost.
+    with cli.ending_at_once() if several else contextlib.nullcontext():
         state = train(
             values.data_dir,
             values.log_root,
@@ -454,11 +447,6 @@ def main() -> None:
             workers=values.workers or None,
             num_devices=values.num_devices,
         )
-    except (UserError, OSError) as error:
-        if values.num_processes > 1:
-            # JAX would wait for the other processes, which may wait for this one or be lost.
-            cli.end_at_once(error)
-        raise
     if not state.finished:
         sys.exit(130)  # as Ctrl-C elsewhere: what was to follow a finished run shall not
 
@@ -475,7 +463,7 @@ def define_flags() -> None:
         "save_minutes", 10.0, "Longest time between two writings of the training state.", 0.0
     )
     flags.DEFINE_integer(
-        "workers", 0, "Threads that prepare batches; 0 means half as many as cores.", 0
+        "workers", 0, "Processes that prepare batches; 0 means half as many as cores.", 0
     )
     flags.DEFINE_integer(
         "num_devices", 0, "Devices of each machine that share the batches (JAX); 0 means all.", 0

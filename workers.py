@@ -6,20 +6,28 @@ each. One gets the function to call, with all data that it holds, in memory that
 and leaves its results in memory that it shares with the caller: what is large is never sent.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # A service that is stopped may signal all of its processes; the caller decides when to end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+import contextlib
 import mmap
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -66,6 +74,48 @@ def prefetch(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class Feed:
+    """An iterator that another thread may be reading when it is closed, and that keeps its error.
+
+    TensorFlow reads what `fit` is given in a thread of its own, never lets go of it, and wraps
+    what it raises.
+
+    Args:
+        source: a generator.
+
+    Attributes:
+        error: what the source raised, or None.
+    """
+
+    def __init__(self, source: Iterator[Any]):
+        self.source, self.error = source, None
+        self.closed, self.lock = False, threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self.lock:
+            if self.closed:
+                raise StopIteration
+            try:
+                return next(self.source)
+            except UserError as error:
+                self.error = error
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Closes the source; raises what it raised in place of what became of that."""
+        with self.lock:
+            self.closed = True
+            self.source.close()
+        if isinstance(error, Exception) and self.error is not None:
+            raise self.error from None
 
 
 class _Packed(NamedTuple):
@@ -148,6 +198,8 @@ class _Processes:
 
     def __exit__(self, *_):
         for process in self.all:
+            process.dismiss()
+        for process in self.all:
             process.end()
 
     def call(self, plan: Any) -> Any:
@@ -169,7 +221,7 @@ class _Process:
 
     def __init__(self, memory: _Memory, function: _Packed):
         self.slots = [_Memory() for _ in range(SLOTS)]
-        self.free = deque(range(SLOTS))
+        self.free = list(range(SLOTS))  # the last used first: it may do with fewer
         shared = [memory.descriptor, *(slot.descriptor for slot in self.slots)]
         self.process = subprocess.Popen(
             [sys.executable, __file__, *map(str, shared)],
@@ -182,11 +234,11 @@ class _Process:
 
     def call(self, plan: Any) -> Any:
         """What the function makes of a plan; its large arrays stay where they are."""
-        slot = self.free.popleft() if self.free else None
+        slot = self.free.pop() if self.free else None
         self._send((plan, slot))
         try:
             packed, error = pickle.load(self.process.stdout)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # it ended before its answer did
             raise self._lost() from None
         if error is not None:
             raise error
@@ -200,9 +252,13 @@ class _Process:
         weakref.finalize(owner, self.free.append, slot).atexit = False
         return packed.load(memoryview(owner))
 
+    def dismiss(self) -> None:
+        """Lets it end when it has done what it is at."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self.process.stdin.close()
+
     def end(self) -> None:
-        """Ends it; results that are in use keep their memory."""
-        self.process.stdin.close()
+        """Waits for its end; results that are in use keep their memory."""
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -236,13 +292,10 @@ def _nameless_file() -> int:
 
 def _serve(descriptors: list[int]) -> None:
     """The life of a process: gets a function, then plans, until its caller goes away."""
-    # A service that is stopped may signal all of its processes; the caller decides when to end.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     received, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not come between the results
     memory, *slots = map(_Memory, descriptors)
-    packed = pickle.load(received)
-    function = packed.load(memoryview(memory.at_least(1)) if packed.spans else memoryview(b""))
+    packed, function = pickle.load(received), None
     nowhere = _Packed(b"", [])
     while True:
         try:
@@ -250,9 +303,12 @@ def _serve(descriptors: list[int]) -> None:
         except EOFError:
             return
         try:
+            if function is None:
+                shared = memoryview(memory.at_least(1)) if packed.spans else memoryview(b"")
+                function = packed.load(shared)
             result = function(plan)
-            packed = _sent(result) if slot is None else slots[slot].pack(result)
-            pickle.dump((packed, None), results, protocol=5)
+            answer = _sent(result) if slot is None else slots[slot].pack(result)
+            pickle.dump((answer, None), results, protocol=5)
         except Exception as error:
             pickle.dump((nowhere, error), results, protocol=5)
         results.flush()

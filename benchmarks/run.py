@@ -24,6 +24,7 @@ import common  # noqa: F401, puts the project on the path
 # isort: split
 import cli
 
+import keras
 import loading
 import sampling
 import training
@@ -85,6 +86,8 @@ def train(kind: str, size: str, iterations: int) -> Callable[[], Iterator[Row]]:
 
 
 def profile() -> Iterator[Row]:
+    if keras.backend.backend() != "tensorflow":
+        return  # which alone runs the parts of a step one by one
     for part, times in training.profile("quickdraw", "timed").items():
         yield Row(f"  {part}", times["here"], floor=times["floor"] or None)
 
@@ -137,7 +140,8 @@ def run_stage(name: str) -> None:
 
 def machine() -> dict[str, str]:
     """What the numbers were taken with."""
-    packages = ("tensorflow", "keras", "numpy", "opencv-python-headless")
+    backend = keras.backend.backend()
+    packages = (backend, "keras", "numpy", "opencv-python-headless")
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -12,6 +12,7 @@ import dataset
 import train
 from hparams import HParams
 from model import Adam, SPGra2Seq, stroke_losses
+from workers import Feed
 
 
 def training(kind: str, size: str, iterations: int) -> dict:
@@ -50,13 +51,14 @@ def training(kind: str, size: str, iterations: int) -> dict:
 
     clock = Clock()
     batches = dataset.training_batches(data.splits["train"], hparams, steps)
-    model.fit(
-        ((batch,) for batch in batches),
-        steps_per_epoch=iterations + 2,
-        callbacks=[clock],
-        verbose=0,
-    )
-    batches.close()
+    with Feed(batches) as feed:
+        model.fit(
+            ((batch,) for batch in feed),
+            steps_per_epoch=iterations + 2,
+            callbacks=[clock],
+            verbose=0,
+            shuffle=False,
+        )
     iteration = float(np.median(np.diff(clock.ends)[1:]))
     kernels = common.calibration()
     kernels = {name: (kernels[name] + before[name]) / 2 for name in kernels}

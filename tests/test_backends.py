@@ -119,7 +119,8 @@ for task in tasks:
     except UserError as error:
         print("REFUSED", json.dumps(str(error)), flush=True)
         if len(sys.argv) > 2:
-            cli.end_at_once(error)
+            with cli.ending_at_once():
+                raise
 """
 
 

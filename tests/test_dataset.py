@@ -1100,7 +1100,7 @@ def test_noise_and_masks_have_their_distributions():
 def test_evaluation_has_every_sketch_once_in_order(dirty_memory):
     """Nothing is left out, masked or augmented, whatever the options of training say."""
     split, hparams = split_of(), options(**ALL_RANDOM)
-    batches = list(evaluation_batches(split, hparams, stream="valid"))
+    batches = list(evaluation_batches(split, hparams, stream="valid", workers=1))
     assert [len(batch["eps"]) for batch in batches] == [4, 4, 3]
     assert sum((who(batch, split) for batch in batches), []) == list(range(11))
     for start, batch in zip((0, 4, 8), batches, strict=True):
@@ -1149,7 +1149,7 @@ def test_a_failure_reaches_the_reader(monkeypatch):
 
     monkeypatch.setattr("utils.lay_out", broken)
     with pytest.raises(ValueError, match="no canvas"):
-        list(evaluation_batches(split_of((6, 7, 5)), options(), stream="test"))
+        list(evaluation_batches(split_of((6, 7, 5)), options(), stream="test", workers=1))
 
 
 def test_a_sketch_of_one_row_is_a_blank_canvas():

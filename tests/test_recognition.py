@@ -158,6 +158,10 @@ def test_the_originals_are_judged_once(
     second = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
     assert counted == [13, 15, 12]
     assert first["originals_confusion"] == second["originals_confusion"]
+    (classifier / "test.npz").write_text("")  # damaged: as if it were not there
+    again = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
+    assert counted == [13, 15, 12, 12, 15]
+    assert first["originals_confusion"] == again["originals_confusion"]
 
     weights = classifier / "best.npz"
     arrays, made_of = checkpoints.read_arrays(weights)
@@ -246,8 +250,6 @@ def test_what_is_refused(data_dir, model_dir, samples, classifier, tmp_path):
         if path.name not in ("stroke_0_0.npy", "stroke_1_0.npy"):
             path.unlink()
     refused("for other categories .fish, tree., not for tree, fish", model=other)
-    (classifier / "test.npz").write_text("")
-    refused("test.npz: damaged")
     (classifier / "classifier.json").write_text("")
     refused("classifier.json: damaged")
 
@@ -260,6 +262,7 @@ def test_what_is_refused(data_dir, model_dir, samples, classifier, tmp_path):
         ({"per_epoch": 0}, "--per_epoch: 0 is not allowed; at least 1"),
         ({"train_per_category": -1}, "--train_per_category: -1 is not allowed; at least 0"),
         ({"seed": -1}, "--seed: -1 is not allowed; at least 0"),
+        ({"seed": 2**32}, "--seed: 4294967296 is not allowed; at most 4294967295"),
         ({"learning_rate": 0.0}, "--learning_rate: 0.0 is not allowed; above 0"),
         ({"learning_rate": float("nan")}, "--learning_rate: nan is not allowed; above 0"),
     ],

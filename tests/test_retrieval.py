@@ -242,6 +242,9 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
         np.save(folder / name, originals.sketch(0)[None])
         refused(f"{name}: belongs to no sketch")
         (folder / name).unlink()
+    np.save(folder / "stroke_1_7.npy", originals.sketch(0)[None])
+    refused("stroke_1_7.npy: is none of the samples that samples.json speaks of")
+    (folder / "stroke_1_7.npy").unlink()
     (folder / "stroke_a.npy").write_text("")
     refused("stroke_a.npy: is no stroke_")
     (folder / "stroke_a.npy").unlink()
@@ -255,6 +258,10 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
     refused("stroke_0_0.npy: can't be read")
     (folder / "samples.json").write_text("{")
     refused("samples.json: damaged")
+    facts = json.loads((sampled / "0.4" / "samples.json").read_text())
+    for name, value in {"num_per_category": None, "categories": "fish", "split": ["test"]}.items():
+        (folder / "samples.json").write_text(json.dumps(facts | {name: value}))
+        refused(f"samples.json: damaged, {name} is")
     (folder / "samples.json").write_text("{}")
     refused("samples.json: does not say model_dir")
     for path in folder.iterdir():

@@ -355,3 +355,35 @@ def test_the_command_line(data_dir, tmp_path):
         assert line in output
     for noise in ("Warning", "oneDNN", "cuda", "Traceback", "WARNING"):
         assert noise not in output
+
+
+def test_a_lost_worker_ends_the_run_with_a_line(data_dir, tmp_path):
+    """A process that prepares batches and is killed: one line, exit status 1, and it resumes; no
+    process stays behind."""
+    root = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), f"--data_dir={data_dir}", "--workers=2"]
+    command += [f"--log_root={root}", "--resume_training=True"]
+    options = OPTIONS.replace("num_steps=10", "num_steps=100000")
+    run = subprocess.Popen(
+        [*command, f"--hparams={options},save_every=1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{run.pid}/task")
+    if not children.exists():
+        run.kill()
+        pytest.skip("no /proc here to look for processes")
+    until = time.monotonic() + 120
+    while not (root / "metrics.csv").exists() or len((root / "metrics.csv").read_text()) < 200:
+        assert time.monotonic() < until and run.poll() is None
+        time.sleep(0.1)
+    started = [int(p) for t in children.iterdir() for p in (t / "children").read_text().split()]
+    assert len(started) == 2
+    os.kill(started[0], signal.SIGKILL)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "train.py: a process that prepares batches was ended" in errors
+    assert errors.count("\n") == 1
+    assert not any(Path(f"/proc/{process}").exists() for process in started)
+    checkpoints.read_arrays(root / "latest.npz")

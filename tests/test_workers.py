@@ -16,7 +16,7 @@ import dataset
 import workers
 from doodles import write_doodles
 from hparams import HParams, UserError
-from workers import prefetch
+from workers import Feed, prefetch
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,6 +98,54 @@ def test_a_process_that_is_killed():
     with pytest.raises(UserError, match="was ended .status -9.") as error:
         list(prefetch(signal.raise_signal, [signal.SIGKILL], 2, processes=True))
     assert "\n" not in str(error.value)
+
+
+def test_a_process_that_is_killed_while_idle():
+    """Whoever asks next is told so in one line, and the other process ends too."""
+    before = children()
+    made = prefetch(np.arange, iter(lambda: 99_999, None), 2, processes=True)
+    next(made)
+    lost = next(p for p in children() if p not in before)
+    os.kill(lost, signal.SIGKILL)
+    with pytest.raises(UserError, match="was ended"):
+        for _ in range(10):
+            next(made)
+    made.close()
+    assert children() == before
+
+
+def test_a_function_that_can_not_be_received():
+    """Its error is told, not taken for the end of a process."""
+    with pytest.raises((AttributeError, ModuleNotFoundError)):
+        list(prefetch(_local, [1, 2], 2, processes=True))
+
+
+def _local(plan):
+    """Of a module that other processes do not find."""
+    return plan
+
+
+def test_a_feed_keeps_its_error_and_closes():
+    """What became of an error on its way is replaced by the error; behind the end nothing comes."""
+    closed = []
+
+    def source():
+        try:
+            yield 1
+            raise UserError("broken")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(UserError, match="broken"), Feed(source()) as feed:
+        assert next(feed) == 1
+        try:
+            next(feed)
+        except UserError:
+            raise RuntimeError("wrapped") from None
+    assert closed
+    with Feed(source()) as feed:
+        assert next(feed) == 1
+    assert list(feed) == [] and len(closed) == 2
 
 
 def test_processes_end_with_their_caller():
