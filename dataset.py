@@ -7,7 +7,6 @@ same whatever the number of workers, and a run can be taken up at any batch.
 
 import math
 import pickle
-import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 
 import utils
 from hparams import HParams, UserError
-from workers import prefetch
+from workers import prefetch, used_memory
 
 SPLITS = ("train", "valid", "test")
 LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
@@ -585,7 +584,9 @@ def pack_graphs(
         pictures, nodes and graph_masks as in `make_batch`.
     """
     graph, side = hparams.graph_number, hparams.graph_picture_size
-    pictures = _pictures(max(1 + len(sketches) * graph, room), side)
+    # Fresh memory costs the system as much time as the pictures themselves.
+    most = max(1 + len(sketches) * graph, room)
+    pictures = used_memory(most * side * side).reshape(most, side, side)
     pictures[0] = 0
     filled = 1
     nodes = np.zeros((len(sketches), graph), np.int32)
@@ -616,28 +617,6 @@ def _picture_room(sketches: list[np.ndarray], hparams: HParams, shape: BatchShap
 
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-_idle_memory: list[memoryview] = []
-
-
-def _pictures(count: int, side: int) -> np.ndarray:
-    """Memory for pictures, uint8 (count, side, side), full of anything.
-
-    Fresh memory costs the system as much time as the pictures themselves, so what was used for
-    an earlier batch comes again once no array refers to it.
-    """
-    size = count * side * side
-    try:
-        memory = _idle_memory.pop()
-    except IndexError:
-        memory = memoryview(b"")
-    if memory.nbytes < size:
-        memory = memoryview(np.empty(size, np.uint8))
-    # All views of this array, and views of them, keep it alive, for it is no view of an array.
-    owner = np.frombuffer(memory, np.uint8, size)
-    weakref.finalize(owner, _idle_memory.append, memory).atexit = False
-    return owner.reshape(count, side, side)
 
 
 def _rng(hparams: HParams, *key: int) -> np.random.Generator:

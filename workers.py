@@ -76,6 +76,30 @@ def prefetch(
                 future.cancel()
 
 
+_idle: list[memoryview] = []
+_offered: list["_Memory"] = []  # in a process, where its next result will go
+
+
+def used_memory(size: int) -> np.ndarray:
+    """Memory that was used before, uint8 (size,), full of anything.
+
+    It comes again once no array refers to it. In a process that works for another, the first that
+    a call asks for is where its result goes, so that it need not be copied there.
+    """
+    if _offered:
+        return np.frombuffer(_offered.pop().at_least(size), np.uint8, size)
+    try:
+        memory = _idle.pop()
+    except IndexError:
+        memory = memoryview(b"")
+    if memory.nbytes < size:
+        memory = memoryview(np.empty(size, np.uint8))
+    # All views of this array, and views of them, keep it alive, for it is no view of an array.
+    owner = np.frombuffer(memory, np.uint8, size)
+    weakref.finalize(owner, _idle.append, memory).atexit = False
+    return owner
+
+
 class Feed:
     """An iterator that another thread may be reading when it is closed, and that keeps its error.
 
@@ -149,7 +173,7 @@ class _Memory:
         return self.map
 
     def pack(self, thing: Any) -> _Packed:
-        """Pickles a thing, its large arrays into this memory, over what was there."""
+        """Pickles a thing, its large arrays into this memory, unless they are there already."""
         large: list[memoryview] = []
 
         def is_small(buffer):
@@ -159,16 +183,31 @@ class _Memory:
             return raw.nbytes < LARGE
 
         pickled = pickle.dumps(thing, protocol=5, buffer_callback=is_small)
-        spans, end = [], 0
-        for raw in large:
-            first = -(-end // ALIGNMENT) * ALIGNMENT
-            end = first + raw.nbytes
-            spans.append((first, end))
-        if end:
+        firsts = [self._place(raw) for raw in large]
+        end = max(
+            (f + raw.nbytes for f, raw in zip(firsts, large, strict=True) if f is not None),
+            default=0,
+        )
+        spans, copies = [], []
+        for first, raw in zip(firsts, large, strict=True):
+            if first is None:
+                first = -(-end // ALIGNMENT) * ALIGNMENT
+                end = first + raw.nbytes
+                copies.append((first, raw))
+            spans.append((first, first + raw.nbytes))
+        if copies:
             memory = memoryview(self.at_least(end))
-            for raw, (first, last) in zip(large, spans, strict=True):
-                memory[first:last] = raw
+            for first, raw in copies:
+                memory[first : first + raw.nbytes] = raw
         return _Packed(pickled, spans)
+
+    def _place(self, raw: memoryview) -> int | None:
+        """Where in this memory an array begins that is in it."""
+        if self.map is None:
+            return None
+        start = np.frombuffer(self.map, np.uint8).ctypes.data
+        first = np.frombuffer(raw, np.uint8).ctypes.data - start
+        return first if 0 <= first < len(self.map) else None
 
     def size(self, packed: _Packed) -> int:
         """How many bytes of it a packed thing takes."""
@@ -306,6 +345,7 @@ def _serve(descriptors: list[int]) -> None:
             if function is None:
                 shared = memoryview(memory.at_least(1)) if packed.spans else memoryview(b"")
                 function = packed.load(shared)
+            _offered[:] = [] if slot is None else [slots[slot]]
             result = function(plan)
             answer = _sent(result) if slot is None else slots[slot].pack(result)
             pickle.dump((answer, None), results, protocol=5)
