@@ -5,20 +5,21 @@
 so at any moment there is an old one or a new one, whole.
 """
 
-import contextlib
 import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from hparams import CONFIG_NAME, HParams, UserError, read_config
+from hparams import CONFIG_NAME, HParams, read_config
 from model import Adam, SPGra2Seq
+from support.backend import keras, ops
+from support.files import UserError, one_line, read_npz, write_file
 
 BEST, LATEST = "best.npz", "latest.npz"
 META = "meta"  # name of the JSON entry beside the arrays
+# Names in checkpoint files, which are older than those of the fields.
+FILE_NAMES = {"total_steps": "updates", "total_epochs": "passes", "global_step": "step"}
 
 
 @dataclass
@@ -26,26 +27,42 @@ class RunState:
     """Where a training run is.
 
     Attributes:
-        updates: optimiser updates made in all.
-        passes: passes over the training set made in all.
-        batch: batches made of the present pass.
-        step: updates that the present weights have behind them; a roll-back sets it back.
-        epoch: passes that the present weights have behind them; a roll-back sets it back.
+        total_steps: optimiser updates made in all.
+        total_epochs: epochs made in all.
+        batch: batches made of the present epoch.
+        global_step: updates that led to the present weights; a roll-back sets it back.
+        epoch: epochs that led to the present weights; a roll-back sets it back.
         best_loss: lowest reconstruction loss of a validation.
         failures: validations in a row without improvement.
         finished: why the run has ended, or "".
         data: checksum of the sketches, or "" where none trained the weights here.
     """
 
-    updates: int = 0
-    passes: int = 0
+    total_steps: int = 0
+    total_epochs: int = 0
     batch: int = 0
-    step: int = 0
+    global_step: int = 0
     epoch: int = 0
     best_loss: float = float("inf")
     failures: int = 0
     finished: str = ""
     data: str = ""
+
+    def to_file(self) -> dict:
+        """As a checkpoint file holds it."""
+        return {FILE_NAMES.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_file(cls, values: dict, path: Path) -> "RunState":
+        """Of a checkpoint file.
+
+        Raises:
+            UserError: the file holds something else.
+        """
+        names = {FILE_NAMES.get(f.name, f.name): f for f in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != names.keys():
+            raise UserError(f"{path}: holds no training state")
+        return cls(**{field.name: values[name] for name, field in names.items()})
 
 
 def load_model(model_dir: str | Path) -> SPGra2Seq:
@@ -68,7 +85,7 @@ def save_best(model_dir: str | Path, model: SPGra2Seq, state: RunState) -> None:
         UserError: it can't be written, or a value is not finite; an older file stays.
     """
     path = Path(model_dir) / BEST
-    write_arrays(path, values_of(model.weights, path), asdict(state))
+    write_arrays(path, values_of(model.weights, path), state.to_file())
 
 
 def check_best(model_dir: str | Path, model: SPGra2Seq) -> None:
@@ -84,8 +101,9 @@ def roll_back(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: R
     """
     arrays, best = read_arrays(Path(model_dir) / BEST)
     assign(model.weights, arrays, Path(model_dir) / BEST)
-    state.epoch, state.step = best["epoch"], best["step"]
-    optimizer.schedule_step.assign(state.step)
+    saved = RunState.from_file(best, Path(model_dir) / BEST)
+    state.epoch, state.global_step = saved.epoch, saved.global_step
+    optimizer.schedule_step.assign(state.global_step)
 
 
 def save_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state: RunState) -> None:
@@ -98,7 +116,7 @@ def save_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam, state:
         model.jax_state_sync()
     variables = [*model.weights, *optimizer.variables]
     path = Path(model_dir) / LATEST
-    write_arrays(path, values_of(variables, path), asdict(state))
+    write_arrays(path, values_of(variables, path), state.to_file())
 
 
 def restore_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam) -> RunState:
@@ -110,10 +128,7 @@ def restore_latest(model_dir: str | Path, model: SPGra2Seq, optimizer: Adam) -> 
     path = Path(model_dir) / LATEST
     arrays, state = read_arrays(path)
     assign([*model.weights, *optimizer.variables], arrays, path)
-    try:
-        return RunState(**state)
-    except TypeError as error:
-        raise UserError(f"{path}: no training state ({error})") from None
+    return RunState.from_file(state, path)
 
 
 def check_same_run(given: HParams, saved: HParams, model_dir: str | Path) -> None:
@@ -128,26 +143,12 @@ def check_same_run(given: HParams, saved: HParams, model_dir: str | Path) -> Non
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
-    """Writes named arrays and a JSON dict as an .npz, whole or not at all.
+    """Writes arrays and a JSON-able dict as an .npz, whole or not at all.
 
     Raises:
         UserError: it can't be written (disk full, no permission); an older file stays.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays, **{META: np.array(json.dumps(meta))})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be written ({error.strerror or error}); an earlier one, if any, is "
-            "intact"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    write_file(path, lambda file: np.savez(file, **arrays, **{META: np.array(json.dumps(meta))}))
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -156,19 +157,17 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    if not path.exists():
+        raise UserError(f"{path}: not found; is this the directory of a model?")
+    arrays = read_npz(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         return arrays, json.loads(str(arrays.pop(META)))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; is this the directory of a model?") from None
-    except Exception as error:  # a damaged archive can fail in any way
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged, it can't be read ({reason})") from error
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged, it can't be read ({one_line(error)})") from error
 
 
 def values_of(variables: list[keras.Variable], path: Path) -> dict[str, np.ndarray]:
-    values = {v.path: keras.ops.convert_to_numpy(v) for v in variables}
+    values = {v.path: ops.convert_to_numpy(v) for v in variables}
     assert len(values) == len(variables), "two variables have the same name"
     for name, value in values.items():
         # A gradient can fail where its loss does not: without this a checkpoint may be lost to it.
@@ -189,7 +188,7 @@ def _check(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path:
         array, shape = arrays[name], tuple(v.shape)
         if array.shape != shape:
             raise UserError(f"{path}: {name} has the shape {array.shape}, not {shape}")
-        if array.dtype.kind != keras.ops.convert_to_numpy(v).dtype.kind:
+        if array.dtype.kind != ops.convert_to_numpy(v).dtype.kind:
             raise UserError(f"{path}: {name} has the type {array.dtype}, not {v.dtype}")
     for name in arrays:
         if name not in expected:

@@ -1,31 +1,24 @@
-"""QuickDraw files to sketches to batches: safe .npz, scaling, splits, stroke-5, augmentation.
+"""QuickDraw files to sketches: safe reading of .npz, splits, the scale factor.
 
-Sketches stay compact (int16 rows, one array a split) until they are needed. Everything random is
-a function of (seed, pass, index of the sketch) or (seed, split, index), so that batches are the
-same whatever the number of workers, and a run can be taken up at any batch.
+Sketches stay compact (int16 rows, one array a split) until a batch is made of them.
 """
 
 import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-import utils
-from hparams import HParams, UserError
-from workers import prefetch, used_memory
+from hparams import HParams
+from support.files import UserError, one_line
 
 SPLITS = ("train", "valid", "test")
 LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
-START_ROW = (0, 0, 1, 0, 0)
-END_ROW = (0, 0, 0, 0, 1)
-# First entries of the random streams' keys.
-ORDER_STREAM, SKETCH_STREAM, EVALUATION_STREAM = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -59,13 +52,11 @@ class Split:
         """Category and index, which name a sketch in files and random numbers."""
         return int(self.category[i]), int(self.index[i])
 
-    def first_of_each(self, count: int) -> list[int]:
-        """Positions of the first `count` sketches of each category."""
-        return [
-            i
-            for category in np.unique(self.category)
-            for i in np.flatnonzero(self.category == category)[:count].tolist()
-        ]
+    def first_of_each(self, count: int, among: Sequence[int] | None = None) -> list[int]:
+        """Positions of the first `count` sketches of each category, of all or among some."""
+        positions = np.arange(len(self)) if among is None else np.asarray(among)
+        category = self.category[positions]
+        return [i for c in np.unique(category) for i in positions[category == c][:count].tolist()]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,13 +72,13 @@ class Dataset:
         splits: the loaded ones of train, valid and test.
         scale_factor: raw units per model unit, of the training sketches.
         max_seq_len: T, the most rows of a sketch.
-        remarks: what was left out, a line each.
+        warnings: what was left out, a line each.
     """
 
     splits: dict[str, Split]
     scale_factor: float
     max_seq_len: int
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def fingerprint(self) -> str:
         """A checksum of all sketches."""
@@ -96,35 +87,6 @@ class Dataset:
             for array in (split.rows, split.ends, split.category):
                 check = zlib.crc32(np.ascontiguousarray(array), check)
         return f"{check:08x}"
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """The shapes of batches, and the part of them to make; by default whole batches, exactly.
-
-    A compiler that starts anew for every shape wants few of them, and processes that share the
-    batches want parts of one shape, without asking each other.
-
-    Attributes:
-        part: which of the equal parts of each batch to make.
-        parts: into how many parts, one behind the other, a batch is cut.
-        granule: pictures of a part are filled up with blank ones to a multiple of it, and the
-            batches of an evaluation with steps, and with sketches that count nowhere; None: not.
-    """
-
-    part: int = 0
-    parts: int = 1
-    granule: int | None = None
-
-    def own(self, whole: list) -> list:
-        """The part to make of what a batch is made from."""
-        size = len(whole) // self.parts
-        return whole[self.part * size : (self.part + 1) * size]
-
-
-WHOLE = BatchShape()
-NO_SKETCH = np.zeros((0, 3), np.float32)
-EVALUATED_STEPS = 4  # so many different numbers of steps, where there shall be few
 
 
 def load_dataset(
@@ -148,7 +110,7 @@ def load_dataset(
     Raises:
         UserError: a missing, broken or unsafe file, a split without sketches.
     """
-    found: dict[str, list[_Part]] = {split: [] for split in splits}
+    found: dict[str, list[_FileSplit]] = {split: [] for split in splits}
     unusable, too_long = 0, 0
     for category, name in enumerate(hparams.categories):
         if categories is not None and name not in categories:
@@ -168,7 +130,7 @@ def load_dataset(
             index = np.flatnonzero(fits)
             if len(index):
                 rows = np.concatenate([sketches[i] for i in index.tolist()])
-                found[split].append(_Part(rows, lengths[index], category, index))
+                found[split].append(_FileSplit(rows, lengths[index], category, index))
     for split in splits:
         if not found[split]:
             raise UserError(
@@ -180,18 +142,18 @@ def load_dataset(
         scale_factor = _scale_factor(packed["train"])
         if scale_factor == 0:
             raise UserError(f"{data_dir}: all values of the training sketches are the same")
-    remarks = []
+    warnings = []
     if unusable:
-        remarks.append(
+        warnings.append(
             f"{unusable} sketches skipped: fewer than two rows, NaN, or not of shape (n, 3)"
         )
     if too_long:
-        remarks.append(f"{too_long} sketches left out: more than {hparams.max_seq_len} rows")
+        warnings.append(f"{too_long} sketches left out: more than {hparams.max_seq_len} rows")
     packed = {split: _finished(packed[split], scale_factor) for split in splits}
     max_seq_len = hparams.max_seq_len
     if max_seq_len == -1:
         max_seq_len = max(int(split.lengths.max()) for split in packed.values())
-    return Dataset(packed, scale_factor, max_seq_len, tuple(remarks))
+    return Dataset(packed, scale_factor, max_seq_len, tuple(warnings))
 
 
 def read_sketch_file(path: str | Path, splits: tuple[str, ...] = SPLITS) -> dict[str, list]:
@@ -224,8 +186,9 @@ def read_sketch_file(path: str | Path, splits: tuple[str, ...] = SPLITS) -> dict
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
     except Exception as error:  # a broken pickle can fail in any way
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable .npz file of sketches ({reason})") from error
+        raise UserError(
+            f"{path}: not a readable .npz file of sketches ({one_line(error)})"
+        ) from error
 
 
 class UnsafePickle(Exception):
@@ -329,7 +292,7 @@ def _is_sketch(sketch) -> bool:
     )
 
 
-class _Part(NamedTuple):
+class _FileSplit(NamedTuple):
     """The sketches of one file's split: raw rows, rows a sketch, category, index in the file."""
 
     rows: np.ndarray
@@ -338,13 +301,13 @@ class _Part(NamedTuple):
     index: np.ndarray
 
 
-def _pack(parts: list[_Part]) -> Split:
-    """Joins parts, raw as they are: still without a scale factor."""
+def _pack(pieces: list[_FileSplit]) -> Split:
+    """Joins pieces, raw as they are: still without a scale factor."""
     return Split(
-        rows=np.concatenate([part.rows for part in parts]),
-        ends=np.cumsum(np.concatenate([[0], *(part.lengths for part in parts)])),
-        category=np.concatenate([np.full(len(p.index), p.category, np.int32) for p in parts]),
-        index=np.concatenate([part.index.astype(np.int32) for part in parts]),
+        rows=np.concatenate([piece.rows for piece in pieces]),
+        ends=np.cumsum(np.concatenate([[0], *(piece.lengths for piece in pieces)])),
+        category=np.concatenate([np.full(len(p.index), p.category, np.int32) for p in pieces]),
+        index=np.concatenate([piece.index.astype(np.int32) for piece in pieces]),
         scale_factor=math.nan,
     )
 
@@ -370,254 +333,3 @@ def _finished(raw: Split, scale_factor: float) -> Split:
     if rows.dtype != np.int16:
         rows = rows.astype(np.float32)
     return replace(raw, rows=rows, scale_factor=scale_factor)
-
-
-def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:
-    """Stroke-3 sketches of at most `steps` rows to float32 (B, steps + 1, 5).
-
-    Row 0 is (0, 0, 1, 0, 0); behind a sketch's rows (dx, dy, draw, lift, end) stand end rows.
-    """
-    strokes = np.empty((len(sketches), steps + 1, 5), np.float32)
-    strokes[:, 0] = START_ROW
-    for padded, sketch in zip(strokes[:, 1:], sketches, strict=True):
-        n = len(sketch)
-        padded[:n, :2] = sketch[:, :2]
-        padded[:n, 2] = 1 - sketch[:, 2]
-        padded[:n, 3] = sketch[:, 2]
-        padded[:n, 4] = 0
-        padded[n:] = END_ROW
-    return strokes
-
-
-def augment(sketch: np.ndarray, hparams: HParams, rng: np.random.Generator) -> np.ndarray:
-    """Stretches the axes and drops rows of a training sketch, stroke-3 (n, 3) (sketch-rnn).
-
-    dx and dy are multiplied by two factors uniform in [1 - r, 1 + r], r = random_scale_factor.
-    Then a row goes, with probability augment_stroke_prob, by being merged into its predecessor,
-    from the third row of an unlifted run on: strokes keep their ends.
-    """
-    if hparams.random_scale_factor > 0:
-        r = hparams.random_scale_factor
-        sketch = sketch.copy()
-        sketch[:, :2] *= rng.uniform(1 - r, 1 + r, 2).astype(sketch.dtype)
-    if hparams.augment_stroke_prob > 0:
-        drop = rng.random(len(sketch)) < hparams.augment_stroke_prob
-        draws = sketch[:, 2] == 0
-        inside = np.append(False, draws[1:] & draws[:-1])
-        rows = np.arange(len(sketch))
-        # Rows since a lift, this one included, while none lifts the pen.
-        run = rows - np.maximum.accumulate(np.where(inside, 0, rows))
-        drop &= run > 2
-        kept = sketch[~drop]
-        # One after the other: the order decides the rounding.
-        np.add.at(kept, np.cumsum(~drop)[drop] - 1, sketch[drop])
-        sketch = kept
-    return sketch
-
-
-def training_batches(
-    split: Split,
-    hparams: HParams,
-    steps: int,
-    *,
-    first_pass: int = 0,
-    first_batch: int = 0,
-    workers: int | None = None,
-    shape: BatchShape = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches, pass after pass, each pass in an order of its own; see `make_batch`.
-
-    A pass has `len(split) // batch_size` batches: the rest is left out of it.
-
-    Args:
-        split: the training sketches, at least batch_size of them.
-        hparams: the options.
-        steps: T.
-        first_pass: passes already made.
-        first_batch: batches already made of that pass.
-        workers: processes (one: a thread) that prepare batches; None: half as many as there are
-            cores.
-        shape: of the batches, and the part of each batch that is wanted.
-    """
-    size = hparams.batch_size
-
-    def plans():
-        number, batch = first_pass, first_batch
-        while True:
-            order = _rng(hparams, ORDER_STREAM, number).permutation(len(split))
-            for start in range(batch * size, len(split) // size * size, size):
-                yield order[start : start + size], number
-            number, batch = number + 1, 0
-
-    prepare = _TrainingBatch(split, hparams, steps, shape)
-    return prefetch(prepare, plans(), workers, processes=True)
-
-
-def evaluation_batches(
-    split: Split,
-    hparams: HParams,
-    *,
-    stream: str,
-    workers: int | None = None,
-    shape: BatchShape = WHOLE,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Every sketch once, in order, nothing masked or augmented; see `make_batch`.
-
-    The last batch may be smaller, and a batch has as many steps as its longest sketch has rows:
-    behind a sketch's end nothing counts in evaluation.
-
-    Args:
-        split: the sketches.
-        hparams: the options.
-        stream: the split's name, which with the sketch's position decides its random numbers.
-        workers: as in `training_batches`.
-        shape: as in `training_batches`.
-    """
-    if shape.granule:
-        # Sizes vary more than in training, where sketches of all categories are mixed.
-        shape = replace(shape, granule=4 * shape.granule)
-    size = hparams.batch_size
-    plans = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
-    prepare = _EvaluationBatch(split, hparams, SPLITS.index(stream), shape)
-    return prefetch(prepare, plans, workers, processes=True)
-
-
-@dataclass(frozen=True)
-class _TrainingBatch:
-    """Makes a batch of sketches and the number of a pass; see `training_batches`."""
-
-    split: Split
-    hparams: HParams
-    steps: int
-    shape: BatchShape
-
-    def __call__(self, plan: tuple[np.ndarray, int]) -> dict[str, np.ndarray]:
-        members, number = plan
-        hparams = self.hparams
-        rngs = [_rng(hparams, SKETCH_STREAM, number, i) for i in members]
-        sketches = [
-            augment(self.split.sketch(i), hparams, rng)
-            for i, rng in zip(members, rngs, strict=True)
-        ]
-        return make_batch(sketches, hparams, self.steps, rngs, hparams.mask_prob, self.shape)
-
-
-@dataclass(frozen=True)
-class _EvaluationBatch:
-    """Makes a batch of sketches that follow one another; see `evaluation_batches`."""
-
-    split: Split
-    hparams: HParams
-    stream: int
-    shape: BatchShape
-
-    def __call__(self, members: range) -> dict[str, np.ndarray]:
-        sketches = [self.split.sketch(i) for i in members]
-        steps = max(map(len, sketches))
-        if self.shape.granule:
-            longest = int(self.split.lengths.max())
-            steps = min(_round_up(steps, -(-longest // EVALUATED_STEPS)), longest)
-            sketches += [NO_SKETCH] * (self.hparams.batch_size - len(sketches))
-        rngs = [
-            _rng(self.hparams, EVALUATION_STREAM, self.stream, members[0] + i)
-            for i in range(len(sketches))
-        ]
-        return make_batch(sketches, self.hparams, steps, rngs, 0.0, self.shape)
-
-
-def make_batch(
-    sketches: list[np.ndarray],
-    hparams: HParams,
-    steps: int,
-    rngs: list[np.random.Generator],
-    mask_prob: float,
-    shape: BatchShape = WHOLE,
-) -> dict[str, np.ndarray]:
-    """One batch of B sketches, stroke-3 in model units, with their random numbers.
-
-    A sketch without any rows counts nowhere in an evaluation.
-
-    Returns:
-        pictures: uint8 (N, S, S), 1 <= N <= 1 + B * G: every picture that is not blank, behind
-            a blank one that serves all blank nodes. Where `shape` says so, N is larger, and
-            only this part's pictures and sketches are here; `nodes` counts over all parts'.
-        nodes: int32 (B, G), the picture of each node.
-        graph_masks: float32 (B, P, P).
-        strokes: float32 (B, steps + 1, 5), stroke-5.
-        eps: float32 (B, Z), standard normal, for drawing z.
-        dropout_seed: int32 (B,), for the decoder's dropout.
-    """
-    room = _picture_room(sketches, hparams, shape)
-    sketches, rngs = shape.own(sketches), shape.own(rngs)
-    seeds = [rng.random(hparams.graph_number - 1) for rng in rngs]
-    graphs = pack_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds, room=room)
-    graphs["nodes"] += shape.part * room
-    graphs["graph_masks"][[len(sketch) == 0 for sketch in sketches]] = 0
-    return {
-        **graphs,
-        "strokes": to_stroke5(sketches, steps),
-        "eps": np.stack([rng.standard_normal(hparams.z_size, np.float32) for rng in rngs]),
-        "dropout_seed": np.array([rng.integers(2**31) for rng in rngs], np.int32),
-    }
-
-
-def pack_graphs(
-    sketches: list[np.ndarray],
-    hparams: HParams,
-    *,
-    mask_prob: float = 0.0,
-    seeds: list[np.ndarray] | None = None,
-    masking: str = "patch",
-    room: int = 0,
-) -> dict[str, np.ndarray]:
-    """The graphs of B sketches, each distinct picture once.
-
-    Args:
-        sketches: stroke-3 in model units; one of fewer than two rows is a blank canvas.
-        hparams: graph_number and graph_picture_size are read.
-        mask_prob: see `utils.make_graph`.
-        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
-        masking: see `utils.make_graph`.
-        room: fewest pictures, filled up with blank ones.
-
-    Returns:
-        pictures, nodes and graph_masks as in `make_batch`.
-    """
-    graph, side = hparams.graph_number, hparams.graph_picture_size
-    # Fresh memory costs the system as much time as the pictures themselves.
-    most = max(1 + len(sketches) * graph, room)
-    pictures = used_memory(most * side * side).reshape(most, side, side)
-    pictures[0] = 0
-    filled = 1
-    nodes = np.zeros((len(sketches), graph), np.int32)
-    linked = np.zeros((len(sketches), graph - 1), np.float32)
-    linked[:, 0] = 1
-    drawn = [i for i, sketch in enumerate(sketches) if len(sketch) > 1]
-    layouts = utils.lay_out([sketches[i] for i in drawn], side)
-    for i, layout in zip(drawn, layouts, strict=True):
-        n_patches = min(len(layout.centers), graph - 1)
-        erase = utils.choose_erased(n_patches, mask_prob, seeds[i] if seeds else None)
-        slots, masked = utils.cut_nodes(layout, erase, pictures[filled:], masking=masking)
-        nodes[i, : len(slots)] = [0 if slot == utils.BLANK else filled + slot for slot in slots]
-        filled += 1 + max(slots)
-        linked[i] = utils.linked_nodes(n_patches, masked, graph)
-    masks = linked[:, :, None] * linked[:, None]
-    pictures[filled:room] = 0
-    return {"pictures": pictures[: max(filled, room)], "nodes": nodes, "graph_masks": masks}
-
-
-def _picture_room(sketches: list[np.ndarray], hparams: HParams, shape: BatchShape) -> int:
-    """How many pictures each part of a batch gets, found without drawing; 0: as many as it has."""
-    if shape.granule is None:
-        return 0
-    counts = [1 + utils.count_patches(sketch, hparams.graph_number) for sketch in sketches]
-    most = max(sum(replace(shape, part=part).own(counts)) for part in range(shape.parts))
-    return _round_up(1 + most, shape.granule)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _rng(hparams: HParams, *key: int) -> np.random.Generator:
-    return np.random.default_rng([hparams.seed, *map(int, key)])

@@ -7,7 +7,6 @@ square. Colour pictures are uint8 (height, width, 3), blue first, as OpenCV read
 
 import base64
 import html
-import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 
 import utils
+from support.files import write_file
 
 SIDE = 225  # pixels of a picture
 GRAPH_SIDE = 450  # of one with the patch graph on it
@@ -233,7 +233,7 @@ def confusion_picture(tables: Mapping[str, np.ndarray], names: Sequence[str]) ->
 
 
 def index_html(
-    examples: Sequence[Example], *, title: str = "Sketches", facts: Mapping[str, object] = {}
+    examples: Sequence[Example], *, title: str = "Sketches", metadata: Mapping[str, object] = {}
 ) -> str:
     """Examples as a web page that needs no other file, category by category.
 
@@ -241,15 +241,15 @@ def index_html(
         examples: any number; each shows the columns that at least one of them has. One takes
             about 10 KB, with a graph picture 100 KB.
         title: stands on top.
-        facts: shown below the title, name and value, e.g. the model and the temperature.
+        metadata: shown below the title, name and value, e.g. the model and the temperature.
 
     Raises:
         ValueError: see `to_paths`.
     """
     columns = _columns(examples)
     body = [f"<h1>{html.escape(title)}</h1>"]
-    if facts:
-        pairs = [f"{html.escape(k)}: <b>{html.escape(str(v))}</b>" for k, v in facts.items()]
+    if metadata:
+        pairs = [f"{html.escape(k)}: <b>{html.escape(str(v))}</b>" for k, v in metadata.items()]
         body.append(f"<p>{' · '.join(pairs)}</p>")
     if not examples:
         body.append("<p>no sketches</p>")
@@ -289,28 +289,9 @@ figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
 """
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a file in UTF-8, whole or not at all.
-
-    Raises:
-        OSError: it can't be written; an older file stays as it is.
-    """
-    _write_whole(path, text.encode())
-
-
 def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Writes a picture, grey or in colour with blue first, in the manner of `write_text`."""
-    _write_whole(path, _png(picture))
-
-
-def _write_whole(path: str | Path, content: bytes) -> None:
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Writes a picture, grey or in colour with blue first, as `write_file` does."""
+    write_file(path, _png(picture))
 
 
 def _png(picture: np.ndarray) -> bytes:

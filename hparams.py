@@ -7,13 +7,13 @@ whatever side, is a `UserError` of one line.
 
 import difflib
 import functools
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from support.files import UserError, read_json, write_json
 
 CONFIG_NAME = "model_config.json"
 
@@ -26,10 +26,6 @@ _BOUNDS = {
 }
 _NAMES_ALLOWED = "a list in brackets of one or more names, all different, without path separators"
 _KEEP = "Keep (not drop) probability of the decoder's"
-
-
-class UserError(ValueError):
-    """A mistake that the user can put right; its text is the one line that is printed."""
 
 
 class HParams(BaseModel):
@@ -200,16 +196,7 @@ def write_config(path: str | Path, hparams: HParams, scale_factor: float | None 
     """
     scale_factor = _check_scale_factor(scale_factor, path)
     values = {**hparams.model_dump(mode="json"), "scale_factor": scale_factor}
-    temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror})") from error
+    write_json(path, values)
 
 
 def read_config(path: str | Path, allow_unknown: bool = False) -> ModelConfig:
@@ -218,12 +205,7 @@ def read_config(path: str | Path, allow_unknown: bool = False) -> ModelConfig:
     Keys that are no options are an error, or, with `allow_unknown`, returned. `UserError`, naming
     the file, where it is missing, no JSON, or an option in it is not allowed.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no options, but {_shown(values)}")
     scale_factor = _check_scale_factor(values.pop("scale_factor", None), path)

@@ -6,16 +6,16 @@ python import_checkpoint.py --checkpoint_dir=PUBLISHED --model_dir=OUT [--step=N
 import re
 from pathlib import Path
 
-import cli
-
 import numpy as np
 from absl import flags
 
 import checkpoints
 import dataset
 from checkpoints import RunState
-from hparams import CONFIG_NAME, UserError, read_config, write_config
+from hparams import CONFIG_NAME, read_config, write_config
 from model import Adam, SPGra2Seq
+from support import cli
+from support.files import UserError, one_line, read_npz
 
 SCOPE = "SP-gra2seq/"
 PARAMETERS_NAME = "para.npz"
@@ -84,36 +84,36 @@ def import_checkpoint(
     prefix = _find_prefix(checkpoint_dir, step)
     config = read_config(checkpoint_dir / CONFIG_NAME, allow_unknown=True)
     hparams, scale_factor = config.hparams, config.scale_factor
-    remarks = []
+    warnings = []
     if config.unknown:
-        remarks.append(f"options without a meaning here, ignored: {', '.join(config.unknown)}")
+        warnings.append(f"options without a meaning here, ignored: {', '.join(config.unknown)}")
     model = SPGra2Seq(hparams)
     values = _read_variables(prefix)
     names = {v.path: published_name(v.path, hparams.dec_model) for v in model.weights}
     _check_variables({names[v.path]: tuple(v.shape) for v in model.weights}, values, prefix)
     for variable in model.weights:
         variable.assign(values[names[variable.path]])
-    state, remark = _read_parameters(checkpoint_dir, prefix)
-    remarks += [remark] if remark else []
+    state, warning = _read_parameters(checkpoint_dir, prefix)
+    warnings += [warning] if warning else []
     if data_dir is not None:
         data = dataset.load_dataset(data_dir, hparams)
         scale_factor = data.scale_factor
         hparams = hparams.replace(max_seq_len=data.max_seq_len)
-        remarks.append(f"scale factor of the training sketches in {data_dir}: {scale_factor}")
+        warnings.append(f"scale factor of the training sketches in {data_dir}: {scale_factor}")
     elif scale_factor is None:
-        remarks.append(
+        warnings.append(
             "the checkpoint holds no scale factor: what it generates is in model units, raw "
             "offsets divided by the standard deviation of its training set; with --data_dir it is "
             "computed and stored, otherwise each command computes it from the data it is given"
         )
     optimizer = Adam(hparams)
     optimizer.build(model.trainable_variables)
-    optimizer.schedule_step.assign(state.step)
+    optimizer.schedule_step.assign(state.global_step)
     model_dir.mkdir(parents=True, exist_ok=True)
     checkpoints.save_best(model_dir, model, state)
     checkpoints.save_latest(model_dir, model, optimizer, state)
     write_config(model_dir / CONFIG_NAME, hparams, scale_factor)
-    return [f"{len(values)} variables of {prefix} imported", *remarks]
+    return [f"{len(values)} variables of {prefix} imported", *warnings]
 
 
 def _find_prefix(checkpoint_dir: Path, step: int | None) -> Path:
@@ -155,8 +155,7 @@ def _read_variables(prefix: Path) -> dict[str, np.ndarray]:
         reader = tf.train.load_checkpoint(str(prefix))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except Exception as error:  # a broken file can fail in any way
-        reason = " ".join(str(getattr(error, "message", error)).split())
-        raise UserError(f"{prefix}: damaged, it can't be read ({reason})") from error
+        raise UserError(f"{prefix}: damaged, it can't be read ({one_line(error)})") from error
 
 
 def _check_variables(
@@ -181,36 +180,37 @@ def _check_variables(
 
 
 def _read_parameters(checkpoint_dir: Path, prefix: Path) -> tuple[RunState, str]:
-    """Epoch, step count and best loss; a remark where they are not known."""
+    """Epoch, step count and best loss; a warning where they are not known."""
     path = checkpoint_dir / PARAMETERS_NAME
     epoch = int(prefix.name.partition("-")[2])
     if not path.exists():
-        return RunState(passes=epoch, epoch=epoch), (
+        return RunState(total_epochs=epoch, epoch=epoch), (
             f"no {PARAMETERS_NAME}: training would go on with the first step's learning rate"
         )
+    parameters = read_npz(path)
     try:
-        with np.load(path, allow_pickle=False) as parameters:
-            best = float(parameters["best_valid_loss"])
-            count, saved_epoch = int(parameters["count"]), int(parameters["epoch"])
-    except Exception as error:  # a broken file can fail in any way
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged, it can't be read ({reason})") from error
+        best = float(parameters["best_valid_loss"])
+        count, saved_epoch = int(parameters["count"]), int(parameters["epoch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged, no training counters ({one_line(error)})") from error
     if saved_epoch != epoch:
-        return RunState(passes=epoch, epoch=epoch), (
+        return RunState(total_epochs=epoch, epoch=epoch), (
             f"{PARAMETERS_NAME} belongs to epoch {saved_epoch}, not {epoch}: training would go on "
             "with the first step's learning rate"
         )
-    return RunState(updates=count, passes=epoch, step=count, epoch=epoch, best_loss=best), ""
+    return RunState(
+        total_steps=count, total_epochs=epoch, global_step=count, epoch=epoch, best_loss=best
+    ), ""
 
 
 def main() -> None:
     """Imports as the flags say."""
     values = flags.FLAGS
-    remarks = import_checkpoint(
+    warnings = import_checkpoint(
         values.checkpoint_dir, values.model_dir, step=values.step, data_dir=values.data_dir
     )
-    for remark in remarks:
-        print(f"{remark[0].upper()}{remark[1:]}.")
+    for warning in warnings:
+        print(f"{warning[0].upper()}{warning[1:]}.")
     print(f"The model is in {values.model_dir}.")
 
 

@@ -4,89 +4,109 @@ The random numbers of a sketch come from (seed, its key) alone, so what is gener
 does not depend on the other sketches of a run.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-import keras
 import numpy as np
-from keras import ops
 
-import dataset
+from batches import NO_SKETCH, START_ROW, make_graphs
 from model import MIXTURES, SPGra2Seq, split_outputs
+from support.backend import compiled, keras, ops
+from support.workers import prefetch
+from utils import SketchGraph
 
-GENERATION_STREAM = 3  # first entry of the random streams' keys; see `dataset`
-FEWEST_PICTURES = 32  # of a quarter of the step in which JAX's batches grow
+GENERATION_STREAM = 3  # first entry of the random streams' keys; see `batches`
+ENCODING_BATCH = 32
 CHUNK = 8  # steps between two looks at which sketches have ended
 DEFAULT_TEMPERATURE = 0.24
 ROW_BLOCK = 8  # a batch is widened to a multiple of it, by at most 8 such blocks
 DRAWS = 4  # random numbers of a step: mixture, pen state, two coordinates
 
 
-def compiled(function: Callable, model: SPGra2Seq) -> Callable:
-    """`function`, which reads the model's variables, compiled for the backend."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
+class Encoded(NamedTuple):
+    """A sketch and its code.
 
-        return tf.function(function, reduce_retracing=True, autograph=False)
-    if backend == "jax":
-        import jax
+    Attributes:
+        key: the sketch's.
+        code: mu, float32 (Z,).
+        graph: its patches, which the next batches may overwrite unless a reference is kept.
+        adjacency: float32 (G, G).
+    """
 
-        variables = model.weights
-
-        @jax.jit
-        def run(values, *args):
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return function(*args)
-
-        return lambda *args: run([v.value for v in variables], *args)
-    return function
+    key: Hashable
+    code: np.ndarray
+    graph: SketchGraph
+    adjacency: np.ndarray
 
 
-def encode(
+def encode_sketches(
     model: SPGra2Seq,
-    items: Iterable[tuple[Hashable, dict[str, np.ndarray]]],
+    sketches: Sequence[np.ndarray],
     *,
+    mask_prob: float = 0.0,
+    seeds: Sequence[np.ndarray] | None = None,
+    masking: str = "patch",
+    keys: Sequence[Hashable] | None = None,
+    wanted: Container[Hashable] | None = None,
+    workers: int | None = None,
     jit: bool = True,
-) -> Iterator[tuple[Hashable, np.ndarray]]:
-    """Codes of packed sketches.
+) -> Iterator[Encoded]:
+    """Codes of sketches, which threads crop ahead.
 
     Args:
         model: the model.
-        items: (keys, graphs) pairs: the keys of B sketches and what `dataset.pack_graphs` makes
-            of them.
+        sketches: stroke-3 (n, 3) in model units; one of fewer than two rows is a blank canvas.
+        mask_prob: see `utils.make_graph`.
+        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
+        masking: see `utils.make_graph`.
+        keys: names of the sketches; None: their positions.
+        wanted: the keys whose codes are wanted; None: all. A code's last bits depend on its
+            neighbours, so these stay in the batches that they would be in without it.
+        workers: threads that crop; None: half as many as there are cores.
         jit: compile first, which pays for more than a few batches.
 
     Yields:
-        (key, mu), mu float32 (Z,), sketch by sketch.
+        The codes, in order.
+    """
+    keys = range(len(sketches)) if keys is None else keys
+    count = len(sketches)
+    batches = [range(i, min(i + ENCODING_BATCH, count)) for i in range(0, count, ENCODING_BATCH)]
+    if wanted is not None:
+        batches = [batch for batch in batches if any(keys[i] in wanted for i in batch)]
+    # JAX compiles a program for each shape: a last, smaller batch is filled up.
+    filled_up = keras.backend.backend() == "jax" and len(batches) > 1
+
+    def make(members: range):
+        empty = ENCODING_BATCH - len(members) if filled_up else 0
+        return make_graphs(
+            [*(sketches[i] for i in members), *[NO_SKETCH] * empty],
+            model.hparams,
+            mask_prob=mask_prob,
+            seeds=None if seeds is None else [seeds[i] for i in members],
+            masking=masking,
+        )
+
+    encode = compiled(model.encode_graphs, model) if jit else model.encode_graphs
+    for members, (batch, graphs) in zip(batches, prefetch(make, batches, workers), strict=True):
+        mu, _, adjacency = encode(batch["patches"], batch["graph_masks"])
+        mu, adjacency = ops.convert_to_numpy(mu), ops.convert_to_numpy(adjacency)
+        for place, i in enumerate(members):
+            if wanted is None or keys[i] in wanted:
+                yield Encoded(keys[i], mu[place], graphs[place], adjacency[place])
+
+
+class Generated(NamedTuple):
+    """A sketch drawn from a code.
+
+    Attributes:
+        key: the code's.
+        code: z, float32 (Z,).
+        sketch: stroke-3, float64 (n, 3), 0 <= n <= T, in model units.
     """
 
-    def mu(pictures, nodes, graph_masks):
-        return model.encode_embeddings(model.embed(pictures, nodes), graph_masks)[0]
-
-    run = compiled(mu, model) if jit else mu
-    few_shapes = keras.backend.backend() == "jax"  # it compiles anew for each
-    most = 0
-    for keys, graphs in items:
-        arrays = [graphs[name] for name in ("pictures", "nodes", "graph_masks")]
-        if few_shapes:
-            most = max(most, len(keys))
-            arrays = _fill_up(*arrays, sketches=most)
-        codes = ops.convert_to_numpy(run(*arrays))
-        yield from zip(keys, codes[: len(keys)], strict=True)
-
-
-def _fill_up(pictures, nodes, graph_masks, sketches):
-    """Packed sketches behind which stand blank ones, and blank pictures up to a round number."""
-    granule = 4 * max(sketches, FEWEST_PICTURES)
-
-    def fill(array, size):
-        return np.pad(array, [(0, size - len(array)), *[(0, 0)] * (array.ndim - 1)])
-
-    return (
-        fill(pictures, -(-len(pictures) // granule) * granule),
-        fill(nodes, sketches),
-        fill(graph_masks, sketches),
-    )
+    key: Hashable
+    code: np.ndarray
+    sketch: np.ndarray
 
 
 def generate(
@@ -99,7 +119,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 256,
     jit: bool = True,
-) -> Iterator[tuple[Hashable, np.ndarray]]:
+) -> Iterator[Generated]:
     """Draws a sketch from each code.
 
     A sketch that has ended leaves the batch and a waiting one enters, so the work follows the
@@ -118,8 +138,7 @@ def generate(
         jit: compile first, which pays for more than a few sketches.
 
     Yields:
-        (key, sketch), stroke-3 float64 (n, 3), 0 <= n <= steps, in model units, in the order in
-        which sketches end.
+        The sketches, in the order in which they end.
     """
     decoder, width = model.decoder, model.hparams.z_size
     draw = chunk_function(decoder, temperature, greedy)
@@ -160,7 +179,7 @@ def generate(
             drawn[slot].append(new)
             if len(ends) or position[slot] >= steps:
                 sketch = np.concatenate(drawn[slot])[:steps, [0, 1, 3]].astype(np.float64)
-                yield key, sketch
+                yield Generated(key, z[slot].copy(), sketch)
                 keys[slot], position[slot] = None, 0
 
 
@@ -195,7 +214,7 @@ def chunk_function(decoder, temperature: float, greedy: bool) -> Callable:
 
     def draw(z, fresh, rows, state, randoms):
         z, fresh = ops.convert_to_tensor(z), ops.convert_to_tensor(fresh)[:, None]
-        start = ops.convert_to_tensor(np.array([dataset.START_ROW], np.float32))
+        start = ops.convert_to_tensor(np.array([START_ROW], np.float32))
         rows = ops.where(fresh, start, rows)
         state = tuple(
             ops.where(fresh, new, old)

@@ -5,13 +5,15 @@ centroids, M = 20 output mixtures, Z code, R decoder units, T steps.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 import rnn
+import unroll
 from hparams import HParams
+from support.backend import MixedLayer, keras, mixed_matmul, ops
 
 CHANNELS = (8, 32, 64, 128, 256, 512, 512)
 EMBEDDING = CHANNELS[-1]
@@ -25,7 +27,7 @@ CENTROID_MOMENTUM = 0.75
 LIKELIHOOD_FLOOR = 1e-6
 
 
-class PatchEncoder(rnn.MixedLayer):
+class PatchEncoder(MixedLayer):
     """Seven strided convolutions and a max-pool: one 512-vector a picture.
 
     All is computed in the compute type of its policy.
@@ -39,7 +41,7 @@ class PatchEncoder(rnn.MixedLayer):
         self.filters = []
         inputs = 1
         for layer, outputs in enumerate(CHANNELS):
-            # The last layer has no ReLU behind it, which would halve the variance.
+            # No ReLU, which would halve the variance, follows the last layer.
             scale = 1.0 if layer == len(CHANNELS) - 1 else 2.0
             self.filters.append(
                 self.add_weight(
@@ -60,12 +62,12 @@ class PatchEncoder(rnn.MixedLayer):
         if side == padded:
             x = self._scale(_to_cells(pictures))
         else:
-            # Zeros behind the edges are what SAME padding would put there, layer by layer.
+            # Zeros after the edges are what SAME padding would put there, layer by layer.
             margin = (0, padded - side)
             x = _to_cells(ops.pad(self._scale(pictures), ((0, 0), margin, margin)))
         # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
         # matrix product without any rearrangement, many times as fast backwards as a general one.
-        first, *others = map(self.low, self.filters)
+        first, *others = map(self.to_compute_dtype, self.filters)
         x = ops.relu(ops.matmul(x, _cell_kernel(first)))
         windows = (padded // 2) ** 2
         for layer, kernel in enumerate(others, start=1):
@@ -125,7 +127,7 @@ def first_argmax(x):
     return ops.min(ops.where(is_largest, ops.arange(count), count), axis=-1)
 
 
-def winner(x):
+def one_hot_argmax(x):
     """One-hot of `first_argmax`."""
     return ops.one_hot(first_argmax(x), x.shape[-1], dtype=x.dtype)
 
@@ -148,11 +150,11 @@ def synonymous_winners(embeddings):
     products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
     c = products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
     # Equal patches must tie, however a compiler rounds their sums.
-    twins = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
-    c = ops.take_along_axis(c, first_argmax(ops.cast(twins, "int32"))[:, None, :], axis=2)
-    first = winner(c)
-    second = winner(c - c * first)
-    third = winner(c - c * (first + second))
+    equal_rows = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
+    c = ops.take_along_axis(c, first_argmax(ops.cast(equal_rows, "int32"))[:, None, :], axis=2)
+    first = one_hot_argmax(c)
+    second = one_hot_argmax(c - c * first)
+    third = one_hot_argmax(c - c * (first + second))
     return first, second, third
 
 
@@ -183,7 +185,7 @@ def node_masks(graph_masks):
     return graph_masks[:, :, 0]
 
 
-class GraphEncoder(rnn.MixedLayer):
+class GraphEncoder(MixedLayer):
     """Two graph convolutions, pooled into the mean and log-variance of the latent code.
 
     The convolutions' kernels are applied in the compute type of its policy.
@@ -229,8 +231,8 @@ class GraphEncoder(rnn.MixedLayer):
         """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
         h = self.node_norm(ops.relu(embeddings), training=training)
         g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(rnn.product(g0, self.low(self.kernel_1)))
-        g2 = ops.relu(rnn.product(g1, self.low(self.kernel_2)))
+        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1)))
+        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2)))
         pooled = ops.sum(g0 + g2, axis=1)
         return ops.tanh(self.graph_norm(pooled, training=training))
 
@@ -255,8 +257,8 @@ class Clusters(keras.layers.Layer):
         norms = ops.sqrt(ops.sum(ops.square(e), 1))[:, None] * ops.sqrt(ops.sum(ops.square(q), 1))
         c = ops.matmul(e, ops.transpose(q)) / (norms + 1e-30)
         # Equal centroids must tie, however a matrix product rounds their columns.
-        twins = ops.all(ops.equal(q[:, None, :], q[None, :, :]), axis=-1)
-        return winner(ops.take(c, first_argmax(ops.cast(twins, "int32")), axis=1))
+        equal_rows = ops.all(ops.equal(q[:, None, :], q[None, :, :]), axis=-1)
+        return one_hot_argmax(ops.take(c, first_argmax(ops.cast(equal_rows, "int32")), axis=1))
 
     def call(self, embeddings, counted, training=False):
         """The clustering loss.
@@ -280,7 +282,7 @@ class Clusters(keras.layers.Layer):
         return 0.5 * ops.sum(distances * counted) / ops.maximum(ops.sum(counted), 1.0)
 
 
-class Decoder(rnn.MixedLayer):
+class Decoder(MixedLayer):
     """The recurrent network that redraws a sketch from its code, row by row.
 
     Args:
@@ -318,6 +320,7 @@ class Decoder(rnn.MixedLayer):
         }
         self.keep = {place: probability for place, probability in keep.items() if probability < 1}
         self.dropout_seeds = keras.random.SeedGenerator(hparams.seed) if self.keep else None
+        self.fused_lstm = unroll.fused_lstm(self.cell)
         self.built = True
 
     def initial_state(self, z):
@@ -332,7 +335,7 @@ class Decoder(rnn.MixedLayer):
         Args:
             z: the codes (B, Z).
             rows: stroke-5 (T, B, 5).
-            training: whether to drop what the options say, anew at every step.
+            training: whether to drop what the options say, with a new mask at every step.
             dropout_seed: int32 (B,) >= 0, of which the first decides what is dropped; without it
                 the random stream goes on.
 
@@ -348,9 +351,9 @@ class Decoder(rnn.MixedLayer):
             codes = ops.zeros_like(rows[:, :, :1]) + z
             inputs = self._drop(ops.concatenate([rows, codes], axis=-1), keep["input"])
             rows, z = inputs[:, :, : rnn.ROW_WIDTH], inputs[:, :, rnn.ROW_WIDTH :]
-        if "recurrent" not in keep and getattr(self.cell, "fused_layer", None):
+        if self.fused_lstm and "recurrent" not in keep:
             codes = ops.zeros_like(rows[:, :, :1]) + z
-            hidden, _ = self.cell.unroll_fused(ops.concatenate([rows, codes], axis=-1), state)
+            hidden, _ = self.fused_lstm(ops.concatenate([rows, codes], axis=-1), state)
         else:
             projected = self.cell.project(rows, self.cell.project_code(z))
             masks = None
@@ -358,7 +361,7 @@ class Decoder(rnn.MixedLayer):
                 units = self.output_kernel.shape[0]
                 ones = ops.ones((*ops.shape(rows)[:2], units), dtype=self.variable_dtype)
                 masks = self._drop(ones, keep["recurrent"])
-            hidden, _ = self.cell.unroll(projected, state, masks)
+            hidden, _ = unroll.unroll(self.cell, projected, state, masks)
         if "output" in keep:
             hidden = self._drop(hidden, keep["output"])
         return ops.matmul(hidden, self.output_kernel)
@@ -384,7 +387,7 @@ def stroke_losses(outputs, targets, count_padding: bool):
     Args:
         outputs: raw decoder outputs (T, B, 3 + 6 M).
         targets: stroke-5 rows (T, B, 5).
-        count_padding: whether the pen term counts behind the sketch's end too, as in training.
+        count_padding: whether the pen term counts after the sketch's end too, as in training.
 
     Returns:
         (B,): summed over the steps.
@@ -411,10 +414,6 @@ class SPGra2Seq(keras.Model):
 
     Args:
         hparams: the options; max_seq_len is not used here.
-
-    A training batch (see `dataset`) stores each distinct picture once: `pictures` uint8
-    (N, S, S) and `nodes` int32 (B, G), the picture of each node. `encode`, `adjacency` and
-    `losses` take one picture per node instead.
     """
 
     def __init__(self, hparams: HParams, **kwargs):
@@ -430,11 +429,7 @@ class SPGra2Seq(keras.Model):
         self.clustering_metric = keras.metrics.Mean(name="clustering")
         self.built = True
 
-    def embed(self, pictures, nodes):
-        """uint8 (N, S, S) and the picture of each node (B, G) to embeddings (B, G, 512)."""
-        return ops.take(self.patch_encoder(pictures), nodes, axis=0)
-
-    def embed_nodes(self, patches):
+    def embed(self, patches):
         """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
         patches = ops.convert_to_tensor(patches)
         embeddings = self.patch_encoder(ops.reshape(patches, (-1, *patches.shape[2:])))
@@ -442,18 +437,20 @@ class SPGra2Seq(keras.Model):
 
     def adjacency(self, patches, graph_masks):
         """uint8 (B, G, S, S) and (B, P, P) to the row-normalised adjacency (B, G, G)."""
-        return synonymous_adjacency(
-            self.embed_nodes(patches)[:, 1:], ops.convert_to_tensor(graph_masks)
-        )
+        return synonymous_adjacency(self.embed(patches)[:, 1:], ops.convert_to_tensor(graph_masks))
 
     def encode(self, patches, graph_masks):
         """uint8 (B, G, S, S) and (B, P, P) to mu and log_var, both (B, Z)."""
-        return self.encode_embeddings(self.embed_nodes(patches), ops.convert_to_tensor(graph_masks))
+        return self.encode_graphs(patches, graph_masks)[:2]
+
+    def encode_graphs(self, patches, graph_masks):
+        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var (B, Z) and the adjacency (B, G, G)."""
+        return self.encode_embeddings(self.embed(patches), ops.convert_to_tensor(graph_masks))
 
     def encode_embeddings(self, embeddings, graph_masks, training=False):
-        """(B, G, 512) and (B, P, P) to mu and log_var, both (B, Z)."""
+        """(B, G, 512) and (B, P, P) to mu and log_var (B, Z) and the adjacency (B, G, G)."""
         adjacency = synonymous_adjacency(embeddings[:, 1:], graph_masks)
-        return self.graph_encoder(embeddings, adjacency, training=training)
+        return *self.graph_encoder(embeddings, adjacency, training=training), adjacency
 
     def decode(self, z, rows):
         """Teacher-forced raw outputs: (B, Z) and stroke-5 (B, T, 5) to (B, T, 3 + 6 M)."""
@@ -484,7 +481,7 @@ class SPGra2Seq(keras.Model):
         Returns:
             A dict of two scalars: reconstruction and clustering.
         """
-        mu, log_var = self.encode_embeddings(embeddings, graph_masks, training=training)
+        mu, log_var, _ = self.encode_embeddings(embeddings, graph_masks, training=training)
         if z is None:
             z = mu + ops.exp(log_var / 2) * eps
         rows = ops.swapaxes(strokes, 0, 1)
@@ -511,7 +508,7 @@ class SPGra2Seq(keras.Model):
             A dict of two scalars: reconstruction and clustering.
         """
         with keras.StatelessScope():
-            embeddings = self.embed_nodes(patches)
+            embeddings = self.embed(patches)
             eps = keras.random.normal((embeddings.shape[0], self.hparams.z_size))
             return self.losses_from_embeddings(
                 embeddings,
@@ -523,9 +520,9 @@ class SPGra2Seq(keras.Model):
             )
 
     def call(self, batch, training=False):
-        """Both losses of a batch of `dataset.batches`, a dict of scalars."""
+        """Both losses of a batch of `batches.make_batch`, a dict of scalars."""
         return self.losses_from_embeddings(
-            self.embed(batch["pictures"], batch["nodes"]),
+            self.embed(batch["patches"]),
             batch["graph_masks"],
             batch["strokes"],
             eps=batch["eps"],
@@ -540,12 +537,10 @@ class SPGra2Seq(keras.Model):
 
     def start_clusters(self, batch):
         """Sets the centroids to the first K patch embeddings of a batch, sketch by sketch."""
-        patches = batch["nodes"].shape[1] - 1
-        nodes = batch["nodes"][: -(-self.hparams.num_mixture // patches)]
-        shown, nodes = np.unique(nodes, return_inverse=True)
-        embeddings = self.embed(batch["pictures"][shown], nodes)[:, 1:]
-        flat = ops.reshape(embeddings, (-1, EMBEDDING))
-        self.clusters.centroids.assign(flat[: self.hparams.num_mixture])
+        num_mixture, nodes = self.hparams.num_mixture, batch["patches"].shape[1]
+        sketches = -(-num_mixture // (nodes - 1))
+        embeddings = self.embed(batch["patches"][:sketches])[:, 1:]
+        self.clusters.centroids.assign(ops.reshape(embeddings, (-1, EMBEDDING))[:num_mixture])
 
     def compute_loss(self, x, y=None, y_pred=None, sample_weight=None, training=True):
         """Reconstruction + 0.25 clustering, and the two means that the progress bar shows.
@@ -561,6 +556,19 @@ class SPGra2Seq(keras.Model):
         self.reconstruction_metric.update_state(y_pred["reconstruction"], sketches)
         self.clustering_metric.update_state(y_pred["clustering"], ops.sum(node_masks(masks)))
         return y_pred["reconstruction"] + CLUSTERING_WEIGHT * y_pred["clustering"]
+
+
+def learning_rate(hparams: HParams, step: Any, exp: Callable = math.exp) -> Any:
+    """The rate of the update that comes after `step` others.
+
+    Args:
+        hparams: learning_rate, min_learning_rate and decay_rate are read.
+        step: a number, or with `exp=ops.exp` a tensor.
+        exp: the exponential function of its kind.
+    """
+    low, high = hparams.min_learning_rate, hparams.learning_rate
+    # exp(step log r) keeps the rate's digits that a float32 r to the step would lose.
+    return (high - low) * exp(step * math.log(hparams.decay_rate)) + low
 
 
 class Adam(keras.optimizers.Adam):
@@ -587,10 +595,8 @@ class Adam(keras.optimizers.Adam):
         self.schedule_step = self.add_variable((), name="schedule_step", dtype="int")
 
     def _get_current_learning_rate(self):
-        low, high = self.hparams.min_learning_rate, self.hparams.learning_rate
         step = ops.cast(self.schedule_step, "float32")
-        # exp(step log r) keeps the rate's digits that a float32 r to the step would lose.
-        return (high - low) * ops.exp(step * math.log(self.hparams.decay_rate)) + low
+        return learning_rate(self.hparams, step, exp=ops.exp)
 
     def apply(self, grads, trainable_variables=None):
         super().apply(grads, trainable_variables)

@@ -8,18 +8,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import cli
-
 import numpy as np
 from absl import flags
 
 import checkpoints
 import drawing
-import sample_files
 import sketch_a_net
-from hparams import UserError
-from sample_files import Samples
 from sketch_a_net import Classifier, Options
+from support import cli, sample_files
+from support.backend import make_deterministic
+from support.files import UserError, file_sha256
+from support.sample_files import Samples
 
 RESULT_NAME = "rec.json"
 PICTURE_NAME = "rec_confusion.png"
@@ -61,8 +60,8 @@ def recognition(
     options = options or Options()
     _check(options)
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
-    for remark in samples.remarks:
-        print(f"Note: {remark}.")
+    for warning in samples.warnings:
+        print(f"Note: {warning}.")
     folder = Path(classifier_dir or Path(model_dir) / CLASSIFIER_NAME)
     names = samples.hparams.categories
     classifier = find_classifier(folder, data_dir, names, options, workers)
@@ -118,10 +117,10 @@ def find_classifier(
         if others:
             print(f"Note: the classifier was trained with {', '.join(others)}.")
     else:
-        cli.make_deterministic(options.seed)
+        make_deterministic(options.seed)
         data = sketch_a_net.load_training_data(data_dir, categories, options.train_per_category)
-        for remark in data.remarks:
-            print(f"Note: training the classifier, {remark}.")
+        for warning in data.warnings:
+            print(f"Note: training the classifier, {warning}.")
         print(
             f"Training the classifier on {len(data.train)} original sketches of "
             f"{len(categories)} categories; it will be kept in {classifier_dir}."
@@ -141,9 +140,9 @@ def find_classifier(
 def recognise(classifier: Classifier, samples: Samples, workers: int | None = None) -> np.ndarray:
     """What the generated sketches are taken for, each counted: see `sketch_a_net.confusion`."""
     sketches = samples.sketches
-    progress = cli.Progress("generated sketches judged", len(sketches))
+    progress = cli.Progress("Judging generated", len(sketches))
     network = classifier.network
-    found = sketch_a_net.predict(network, sketches, advance=progress.advance, workers=workers)
+    found = sketch_a_net.predict(network, sketches, advance=progress.update, workers=workers)
     true = samples.split.category[samples.members]
     return sketch_a_net.confusion(true, found, len(samples.hparams.categories))
 
@@ -157,9 +156,9 @@ def recognise_originals(
     don't wait for it again.
     """
     split, classes = samples.split, len(samples.hparams.categories)
-    path = classifier_dir / f"{samples.facts['split'] or 'test'}.npz"
+    path = classifier_dir / f"{samples.metadata.split or 'test'}.npz"
     made_of = {
-        "weights": sample_files.file_sha256(classifier_dir / checkpoints.BEST),
+        "weights": file_sha256(classifier_dir / checkpoints.BEST),
         "sketches": sample_files.split_sha256(split, list(range(len(split)))),
     }
     with contextlib.suppress(UserError):  # not there, or damaged: judged again
@@ -167,9 +166,9 @@ def recognise_originals(
         if meta == made_of:
             return arrays["confusion"]
     sketches = [split.sketch(i) for i in range(len(split))]
-    progress = cli.Progress("original sketches judged", len(sketches))
+    progress = cli.Progress("Judging originals", len(sketches))
     network = classifier.network
-    found = sketch_a_net.predict(network, sketches, advance=progress.advance, workers=workers)
+    found = sketch_a_net.predict(network, sketches, advance=progress.update, workers=workers)
     counts = sketch_a_net.confusion(split.category, found, classes)
     try:
         checkpoints.write_arrays(path, {"confusion": counts}, made_of)

@@ -6,25 +6,20 @@ python retrieval.py --data_dir=DIR --model_dir=MODEL --sample_dir=OUT
 from collections.abc import Iterator
 from pathlib import Path
 
-import cli
-
 import numpy as np
 from absl import flags
 
 import checkpoints
-import dataset
 import inference
-import sample_files
-from hparams import HParams, UserError
 from model import SPGra2Seq
-from workers import prefetch
+from support import cli, sample_files
+from support.files import UserError
 
 RESULT_NAME = "ret.json"
 TOPS = (1, 10, 50)
 DIRECTIONS = ("generated", "original")
 BLOCK = 2**21  # distances held at a time
 PAIRS = 2**16  # differences of codes held at a time
-ENCODING_BATCH = 32
 
 
 def retrieval(
@@ -57,13 +52,13 @@ def retrieval(
         allowed = " or ".join(DIRECTIONS)
         raise UserError(f"--direction: {direction!r} is not allowed; {allowed}")
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
-    for remark in samples.remarks:
-        print(f"Note: {remark}.")
+    for warning in samples.warnings:
+        print(f"Note: {warning}.")
     model = checkpoints.load_model(model_dir)
     split = samples.split
     originals = [split.sketch(i) for i in range(len(split))]
-    originals = encode(model, originals, samples.hparams, "originals", workers)
-    generated = encode(model, samples.sketches, samples.hparams, "generated", workers)
+    originals = encode(model, originals, "Encoding originals", workers)
+    generated = encode(model, samples.sketches, "Encoding generated", workers)
     if direction == "generated":
         found = ranks(generated, originals, samples.members)
         gallery = len(originals)
@@ -150,7 +145,7 @@ def ranks(queries: np.ndarray, codes: np.ndarray, own: np.ndarray) -> np.ndarray
     center = codes.mean(axis=0)
     near_codes = codes - center
     squares = np.square(near_codes).sum(axis=1)
-    _, twins = np.unique(codes, axis=0, return_inverse=True)
+    _, equal_rows = np.unique(codes, axis=0, return_inverse=True)
     found = np.empty(len(queries), np.int64)
     size = max(1, BLOCK // len(codes))
     for start in range(0, len(queries), size):
@@ -170,7 +165,7 @@ def ranks(queries: np.ndarray, codes: np.ndarray, own: np.ndarray) -> np.ndarray
             )
             row, column = np.nonzero(close)
             row += first
-            wins = _precedes(queries[rows], codes, row, column, mine[row], twins)
+            wins = _precedes(queries[rows], codes, row, column, mine[row], equal_rows)
             below += np.bincount(row[wins], minlength=len(q))
         found[rows] = below + 1
     return found
@@ -188,11 +183,11 @@ def _precedes(
     row: np.ndarray,
     column: np.ndarray,
     own: np.ndarray,
-    twins: np.ndarray,
+    equal_rows: np.ndarray,
 ) -> np.ndarray:
     """Whether codes[column] comes before codes[own] for queries[row], by direct differences."""
     wins = column < own
-    different = np.flatnonzero(twins[column] != twins[own])
+    different = np.flatnonzero(equal_rows[column] != equal_rows[own])
     for start in range(0, len(different), PAIRS):
         pairs = different[start : start + PAIRS]
         q = queries[row[pairs]]
@@ -203,35 +198,24 @@ def _precedes(
 
 
 def encode(
-    model: SPGra2Seq,
-    sketches: list[np.ndarray],
-    hparams: HParams,
-    name: str,
-    workers: int | None = None,
+    model: SPGra2Seq, sketches: list[np.ndarray], description: str, workers: int | None = None
 ) -> np.ndarray:
     """Codes mu of sketches of which nothing is masked.
 
     Args:
         model: the model.
         sketches: stroke-3 (n, 3) in model units; one of fewer than two rows is a blank canvas.
-        hparams: the model's options.
-        name: what the progress line calls them.
+        description: of the progress display.
         workers: threads that crop; None: half as many as there are cores.
 
     Returns:
         float32 (N, Z).
     """
-
-    def prepare(positions):
-        return positions, dataset.pack_graphs([sketches[i] for i in positions], hparams)
-
-    count = len(sketches)
-    plans = (range(i, min(i + ENCODING_BATCH, count)) for i in range(0, count, ENCODING_BATCH))
-    codes = np.empty((count, hparams.z_size), np.float32)
-    progress = cli.Progress(f"{name} encoded", count)
-    for i, code in inference.encode(model, prefetch(prepare, plans, workers)):
-        codes[i] = code
-        progress.advance()
+    codes = np.empty((len(sketches), model.hparams.z_size), np.float32)
+    with cli.Progress(description, len(sketches)) as progress:
+        for found in inference.encode_sketches(model, sketches, workers=workers):
+            codes[found.key] = found.code
+            progress.update()
     return codes
 
 

@@ -3,16 +3,12 @@
 python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_category=300 --prob=0.1
 """
 
-import json
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import cli
-
 import numpy as np
 from absl import flags
-from keras import ops
 
 import checkpoints
 import dataset
@@ -21,23 +17,23 @@ import inference
 import utils
 from checkpoints import BEST
 from dataset import Split
-from hparams import CONFIG_NAME, HParams, UserError, read_config
-from model import SPGra2Seq
-from sample_files import (
+from hparams import CONFIG_NAME, HParams, read_config
+from inference import Encoded
+from support import cli
+from support.files import UserError, file_sha256, read_npy, write_file, write_json
+from support.sample_files import (
     SAMPLES_NAME,
     Key,
-    file_sha256,
+    SampleMetadata,
     load_split,
-    read_facts,
+    read_metadata,
     read_strokes,
     split_sha256,
     stroke_path,
 )
-from workers import prefetch
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
-ENCODING_BATCH = 32
 SHOWN_PER_CATEGORY = 6
 
 
@@ -112,71 +108,87 @@ def sample(
                 f"{', '.join(hparams.categories)}"
             )
     needed = wanted if prob == 0 else None
-    data, remarks = load_split(data_dir, hparams, config.scale_factor, split, needed)
+    data, warnings = load_split(data_dir, hparams, config.scale_factor, split, needed)
     model = checkpoints.load_model(model_dir)
-    for remark in (*remarks, *data.remarks):
-        print(f"Note: {remark}.")
+    for warning in (*warnings, *data.warnings):
+        print(f"Note: {warning}.")
     plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
     if not plan.members:
         raise UserError(
             f"{data_dir}: no usable sketch in the {split} split of {', '.join(wanted)}"
             f" among the first {num_per_category}"
         )
-    facts = {
-        "model_dir": str(Path(model_dir).resolve()),
-        "model_sha256": file_sha256(Path(model_dir) / BEST),
-        "data_dir": str(Path(data_dir).resolve()),
-        "data_sha256": split_sha256(plan.split, plan.members),
-        "scale_factor": data.scale_factor,
-        "categories": list(wanted),
-        "split": split,
-        "num_per_category": num_per_category,
-        "prob": prob,
-        "masking": masking,
-        "random_seed_sha256": file_sha256(random_seed) if prob > 0 else None,
-        "temperature": temperature,
-        "greedy": greedy,
-        "seed": seed,
-        "batch_size": batch_size,
-        "pictures": list(pictures),
-        "max_seq_len": data.max_seq_len,
-    }
-    facts["counts"] = _counts(plan, hparams, wanted)
-    for name, count in facts["counts"].items():
+    metadata = SampleMetadata(
+        model_dir=str(Path(model_dir).resolve()),
+        model_sha256=file_sha256(Path(model_dir) / BEST),
+        data_dir=str(Path(data_dir).resolve()),
+        data_sha256=split_sha256(plan.split, plan.members),
+        scale_factor=data.scale_factor,
+        categories=list(wanted),
+        split=split,
+        num_per_category=num_per_category,
+        prob=prob,
+        masking=masking,
+        random_seed_sha256=file_sha256(random_seed) if prob > 0 else None,
+        temperature=temperature,
+        greedy=greedy,
+        seed=seed,
+        batch_size=batch_size,
+        pictures=list(pictures),
+        max_seq_len=data.max_seq_len,
+        counts=_counts(plan, hparams, wanted),
+    )
+    for name, count in metadata.counts.items():
         if count < num_per_category:
             print(f"Note: {name} has {count} usable sketches, fewer than {num_per_category}.")
-    _prepare_output(output_dir, facts)
+    _prepare_output(output_dir, metadata)
 
-    keys = map(plan.split.key, plan.members)
+    keys = [plan.split.key(member) for member in plan.members]
     to_do = {key for key in keys if not stroke_path(output_dir, key).exists()}
-    done = len(plan.members) - len(to_do)
+    done = len(keys) - len(to_do)
     if done:
-        print(f"Going on: {done} of {len(plan.members)} sketches are there.")
-    codes: dict[Key, np.ndarray] = {}
+        print(f"Going on: {done} of {len(keys)} sketches are there.")
+    shown = plan.split.first_of_each(SHOWN_PER_CATEGORY, among=plan.members)
+    examples = {plan.split.key(i): _example(plan.split, i, hparams) for i in shown}
 
-    def remembered():
-        packed = _packed_batches(plan, to_do, hparams, prob, masking, workers)
-        for key, code in inference.encode(model, packed):
-            if key in to_do:
-                codes[key] = code
-                yield key, code
+    def codes():
+        encoded = inference.encode_sketches(
+            model,
+            [plan.split.sketch(member) for member in plan.members],
+            mask_prob=prob,
+            seeds=plan.seeds,
+            masking=masking,
+            keys=keys,
+            wanted=to_do | examples.keys(),
+            workers=workers,
+        )
+        for found in encoded:
+            if found.key in examples:
+                examples[found.key] = _corrupted(examples[found.key], found)
+            if found.key in to_do:
+                yield found.key, found.code
 
     drawn = inference.generate(
         model,
-        remembered(),
+        codes(),
         data.max_seq_len,
         temperature=temperature,
         greedy=greedy,
         seed=seed,
         batch_size=batch_size,
     )
-    progress = cli.Progress("sketches", len(plan.members), done)
-    for key, sketch in drawn:
-        write_sample(output_dir, key, sketch, codes.pop(key), pictures)
-        progress.advance()
-    _write_gallery(output_dir, model, hparams, plan, facts)
+    with cli.Progress("Drawing", len(keys), done) as progress:
+        for found in drawn:
+            write_sample(output_dir, found.key, found.sketch, found.code, pictures)
+            if found.key in examples:
+                examples[found.key] = examples[found.key]._replace(generated=found.sketch)
+            progress.update()
+    for key in examples.keys() - to_do:
+        generated = read_strokes(stroke_path(output_dir, key))
+        examples[key] = examples[key]._replace(generated=generated)
+    _write_gallery(output_dir, list(examples.values()), metadata)
     print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
-    return facts
+    return asdict(metadata)
 
 
 def make_plan(
@@ -222,17 +234,9 @@ def read_seeds(path: str | Path) -> np.ndarray:
     Raises:
         UserError: the file is missing, broken, or holds something else.
     """
-    try:
-        seeds = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path}: can't be read as seeds ({reason})") from error
-    if (
-        not isinstance(seeds, np.ndarray)
-        or seeds.ndim != 1
-        or seeds.dtype.kind != "f"
-        or not ((seeds >= 0) & (seeds <= 1)).all()
-    ):
+    seeds = read_npy(path)
+    good = seeds.ndim == 1 and seeds.dtype.kind == "f"
+    if not (good and ((seeds >= 0) & (seeds <= 1)).all()):
         raise UserError(f"{path}: seeds are a 1-D array of numbers from 0 to 1")
     return seeds
 
@@ -246,16 +250,13 @@ def write_sample(
 ) -> None:
     """Writes the files of one sketch; its strokes come last and mark it as complete."""
     category, index = key
-    np.save(output_dir / f"code_{category}_{index}.npy", code[None])
+    name = f"{category}_{index}"
+    write_file(output_dir / f"code_{name}.npy", lambda file: np.save(file, code[None]))
     if "svg" in pictures:
-        (output_dir / f"{category}_{index}.svg").write_text(drawing.to_svg(sketch))
+        write_file(output_dir / f"{name}.svg", drawing.to_svg(sketch))
     if "png" in pictures:
-        drawing.write_png(output_dir / f"{category}_{index}.png", drawing.to_picture(sketch))
-    path = stroke_path(output_dir, key)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, sketch[None])
-    temporary.replace(path)
+        drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
+    write_file(stroke_path(output_dir, key), lambda file: np.save(file, sketch[None]))
 
 
 def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
@@ -282,97 +283,50 @@ def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[s
     return {name: int((of == hparams.categories.index(name)).sum()) for name in categories}
 
 
-def _prepare_output(output_dir: Path, facts: dict) -> None:
+def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
     """Makes the directory, or checks that what is there belongs to the same call."""
     path = output_dir / SAMPLES_NAME
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            before = read_facts(path)
-            moved = ("model_dir", "data_dir")  # the fingerprints decide
-            other = [
-                f"{name} was {before.get(name)}, is {value}"
-                for name, value in facts.items()
-                if name not in moved and before.get(name) != value
-            ]
-            if other:
-                raise UserError(
-                    f"{output_dir} holds samples made otherwise ({'; '.join(other)}); choose "
-                    "another --output_dir"
-                )
-        elif next(output_dir.glob("stroke_*.npy"), None):
-            raise UserError(
-                f"{output_dir} holds samples without {SAMPLES_NAME}; choose another --output_dir"
-            )
-        drawing.write_text(path, json.dumps(facts, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
-
-
-def _packed_batches(
-    plan: Plan,
-    to_do: set[Key],
-    hparams: HParams,
-    prob: float,
-    masking: str,
-    workers: int | None,
-) -> Iterator[tuple[list[Key], dict[str, np.ndarray]]]:
-    def prepare(positions):
-        members = [plan.members[position] for position in positions]
-        graphs = dataset.pack_graphs(
-            [plan.split.sketch(member) for member in members],
-            hparams,
-            mask_prob=prob,
-            seeds=[plan.seeds[position] for position in positions] if plan.seeds else None,
-            masking=masking,
+    if path.exists():
+        differences = metadata.differences(read_metadata(path))
+        if differences:
+            raise UserError(
+                f"{output_dir} holds samples made otherwise ({'; '.join(differences)}); choose "
+                "another --output_dir"
+            )
+    elif next(output_dir.glob("stroke_*.npy"), None):
+        raise UserError(
+            f"{output_dir} holds samples without {SAMPLES_NAME}; choose another --output_dir"
         )
-        return [plan.split.key(member) for member in members], graphs
+    write_json(path, asdict(metadata))
 
-    # A code's last bits depend on its neighbours: what is done stays in its batch when an
-    # interrupted call goes on, so that the rest comes out as it would have.
-    starts = range(0, len(plan.members), ENCODING_BATCH)
-    batches = (range(i, min(i + ENCODING_BATCH, len(plan.members))) for i in starts)
-    wanted = (b for b in batches if any(plan.split.key(plan.members[i]) in to_do for i in b))
-    return prefetch(prepare, wanted, workers)
+
+def _example(split: Split, member: int, hparams: HParams) -> drawing.Example:
+    """What the gallery shows of a sketch before anything is drawn from it."""
+    category, index = split.key(member)
+    return drawing.Example(hparams.categories[category], index, original=split.sketch(member))
+
+
+def _corrupted(example: drawing.Example, found: Encoded) -> drawing.Example:
+    """An example with its patch graph and its corrupted canvas."""
+    picture = drawing.draw_graph(example.original, found.graph, found.adjacency)
+    return example._replace(graph_picture=picture, corrupted=found.graph.patches[0].copy())
 
 
 def _write_gallery(
-    output_dir: Path, model: SPGra2Seq, hparams: HParams, plan: Plan, facts: dict
+    output_dir: Path, examples: list[drawing.Example], metadata: SampleMetadata
 ) -> None:
-    """gallery.png and index.html of the first sketches of each category."""
-    shown: dict[int, int] = {}
-    examples = []
-    for position, member in enumerate(plan.members):
-        category, index = plan.split.key(member)
-        shown[category] = shown.get(category, 0) + 1
-        if shown[category] > SHOWN_PER_CATEGORY:
-            continue
-        sketch = plan.split.sketch(member)
-        graph = utils.make_graph(
-            sketch,
-            graph_number=hparams.graph_number,
-            graph_picture_size=hparams.graph_picture_size,
-            mask_prob=facts["prob"],
-            seeds=plan.seeds[position] if plan.seeds else None,
-            masking=facts["masking"],
-        )
-        mask = utils.graph_mask(graph.n_patches, graph.masked, hparams.graph_number)
-        adjacency = ops.convert_to_numpy(model.adjacency(graph.patches[None], mask[None]))[0]
-        examples.append(
-            drawing.Example(
-                category=hparams.categories[category],
-                index=index,
-                original=sketch,
-                graph_picture=drawing.draw_graph(sketch, graph, adjacency),
-                corrupted=graph.patches[0],
-                generated=read_strokes(stroke_path(output_dir, (category, index))),
-            )
-        )
-    title = f"Redrawn, {facts['prob']:.0%} of the patches erased"
+    """gallery.png and index.html."""
+    title = f"Redrawn, {metadata.prob:.0%} of the patches erased"
     drawing.write_png(output_dir / "gallery.png", drawing.gallery(examples, title=title))
     names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
-    page = drawing.index_html(examples, title=title, facts={k: facts[k] for k in names})
-    drawing.write_text(output_dir / "index.html", page)
+    page = drawing.index_html(
+        examples, title=title, metadata={name: getattr(metadata, name) for name in names}
+    )
+    write_file(output_dir / "index.html", page)
 
 
 def main() -> None:

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import keras
 import numpy as np
-from keras import layers, ops
 
 import checkpoints
 import dataset
 import drawing
 from dataset import Split
-from hparams import HParams, UserError
-from workers import prefetch
+from hparams import HParams
+from support.backend import keras, ops
+from support.files import UserError, write_json
+from support.workers import prefetch
 
 FACTS_NAME = "classifier.json"
 SIDE = 225  # pixels of a picture, the article's
@@ -74,13 +74,13 @@ class TrainingData(NamedTuple):
         train: training sketches.
         valid: validation sketches.
         fingerprint: a checksum of both.
-        remarks: what was left out, a line each.
+        warnings: what was left out, a line each.
     """
 
     train: Split
     valid: Split
     fingerprint: str
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 class Classifier(NamedTuple):
@@ -127,7 +127,7 @@ class SketchANet(keras.Model):
         super().__init__(name="sketch_a_net")
 
         def convolution(number, filters, size, stride=1, padding="valid"):
-            return layers.Conv2D(
+            return keras.layers.Conv2D(
                 filters,
                 size,
                 stride,
@@ -139,23 +139,23 @@ class SketchANet(keras.Model):
 
         self.convolutions = [
             convolution(1, width, 15, stride=3),
-            layers.MaxPooling2D(3, 2),
+            keras.layers.MaxPooling2D(3, 2),
             convolution(2, 2 * width, 5),
-            layers.MaxPooling2D(3, 2),
+            keras.layers.MaxPooling2D(3, 2),
             convolution(3, 4 * width, 3, padding="same"),
             convolution(4, 4 * width, 3, padding="same"),
             convolution(5, 4 * width, 3, padding="same"),
-            layers.MaxPooling2D(3, 2),
+            keras.layers.MaxPooling2D(3, 2),
             convolution(6, 8 * width, 7),
-            layers.Flatten(),
+            keras.layers.Flatten(),
         ]
-        self.hidden = layers.Dense(
+        self.hidden = keras.layers.Dense(
             8 * width,
             activation="relu",
             kernel_initializer=keras.initializers.HeNormal(seed=10 * seed + 7),
             name="fc7",
         )
-        self.scores = layers.Dense(
+        self.scores = keras.layers.Dense(
             classes,
             kernel_initializer="zeros",  # all categories are equally likely at the start
             name="scores",
@@ -273,7 +273,7 @@ def train(
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
     }
-    drawing.write_text(folder / FACTS_NAME, json.dumps(facts, indent=1) + "\n")
+    write_json(folder / FACTS_NAME, facts)
     latest_path.unlink(missing_ok=True)
     return load(folder, categories)
 
@@ -340,7 +340,7 @@ def load_training_data(
             if not (split.category == category).any():
                 raise UserError(f"{data_dir}: no usable sketch in the {name} split of {title}")
     return TrainingData(
-        data.splits["train"], data.splits["valid"], data.fingerprint(), data.remarks
+        data.splits["train"], data.splits["valid"], data.fingerprint(), data.warnings
     )
 
 

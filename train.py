@@ -9,31 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-import cli
-
-import keras
 import numpy as np
 from absl import flags
 
 import checkpoints
 import dataset
-import devices
 import drawing
 import inference
+from batches import evaluation_batches, training_batches
 from checkpoints import RunState
-from devices import Team
-from hparams import (
-    CONFIG_NAME,
-    HParams,
-    UserError,
-    describe_options,
-    parse_hparams,
-    read_config,
-    write_config,
-)
-from metrics_log import MetricsLog, NoLog
-from model import Adam, SPGra2Seq, node_masks
-from workers import Feed
+from hparams import CONFIG_NAME, HParams, describe_options, parse_hparams, read_config, write_config
+from model import Adam, SPGra2Seq, learning_rate, node_masks
+from support import cli, devices
+from support.backend import keras, make_deterministic, ops
+from support.devices import DeviceGroup
+from support.files import UserError
+from support.metrics_log import MetricsLog, NoLog
 
 PREVIEWED = 16  # sketches
 PATIENCE = 5  # validations in a row without improvement
@@ -63,7 +54,8 @@ def train(
         workers: processes (one: a thread) that prepare batches; None: half as many as there are
             cores.
         num_devices: devices of this machine that share the batches (JAX backend); 0: all, on
-            TensorFlow one. Several machines: see `devices.join`.
+            TensorFlow one. Several machines: see
+            `devices.initialize_distributed`.
 
     Returns:
         The run's state at its end; `finished` is empty where Ctrl-C or SIGTERM ended it.
@@ -75,7 +67,7 @@ def train(
     log_root = Path(log_root)
     saved = _saved_config(log_root, resume)
     hparams = parse_hparams(options, saved.hparams if saved else None)
-    cli.make_deterministic(hparams.seed)
+    make_deterministic(hparams.seed)
     data = dataset.load_dataset(data_dir, hparams)
     hparams = hparams.replace(max_seq_len=data.max_seq_len)
     if saved:
@@ -89,94 +81,160 @@ def train(
                 f"{log_root}: can't resume with other data: the run's sketches have the scale "
                 f"factor {saved.scale_factor}, those in {data_dir} {data.scale_factor}"
             )
-    training = data.splits["train"]
-    per_pass = len(training) // hparams.batch_size
-    if not per_pass:
+    if len(data.splits["train"]) < hparams.batch_size:
         raise UserError(
-            f"{data_dir}: {len(training)} training sketches are less than one batch of "
-            f"{hparams.batch_size}; use more sketches or a smaller batch_size"
+            f"{data_dir}: {len(data.splits['train'])} training sketches are less than one batch "
+            f"of {hparams.batch_size}; use more sketches or a smaller batch_size"
         )
-    team = devices.find(num_devices, hparams.batch_size)
-    with team.at_work():
-        return _run(data, hparams, log_root, team, save_minutes, workers)
+    group = devices.select_devices(num_devices, hparams.batch_size)
+    with group.scope():
+        return _train(data, hparams, log_root, group, save_minutes, workers)
 
 
-def _run(
+def _train(
     data: dataset.Dataset,
     hparams: HParams,
     log_root: Path,
-    team: Team,
+    group: DeviceGroup,
     save_minutes: float,
     workers: int | None,
 ) -> RunState:
     """Trains as `train` says, options and data being checked."""
-    say = print if team.leads else lambda *_: None
+    log_message = print if group.is_main_process else lambda *_: None
     training = data.splits["train"]
-    per_pass = len(training) // hparams.batch_size
+    batches_per_epoch = len(training) // hparams.batch_size
     model = SPGra2Seq(hparams)
     optimizer = Adam(hparams)
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer)
-    if team.leads:
-        _say_plan(data, hparams, model, team)
-    fingerprint = data.fingerprint()
-    fresh = not (log_root / checkpoints.LATEST).exists()
-    if fresh:
-        state = RunState(data=fingerprint)
-    else:
-        state = checkpoints.restore_latest(log_root, model, optimizer)
-        if state.data not in ("", fingerprint):
-            raise UserError(
-                f"{log_root}: can't resume with other data: these sketches are not the run's"
-            )
-        state.data = fingerprint
-        if math.isfinite(state.best_loss):
-            checkpoints.check_best(log_root, model)
-        if state.finished:
-            say(f"This run has ended: {state.finished}.")
-            return state
-        say(f"Resuming at update {state.updates}.")
-    team.wait()  # none may find what another writes, and take it for an older run
-    if team.leads:
-        log_root.mkdir(parents=True, exist_ok=True)
-        write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
-    if fresh:
-        first = next(dataset.training_batches(training, hparams, data.max_seq_len, workers=1))
-        model.start_clusters(first)
-        if team.leads:
-            # Too small a disk shows now and not after hours.
-            checkpoints.save_latest(log_root, model, optimizer, state)
-
-    log = MetricsLog(log_root, state) if team.leads else NoLog()
-    with cli.Interruption() as interruption, log:
-        run = Run(state, hparams, data, log_root, log, interruption, team, save_minutes, workers)
-        while not state.finished and not run.stopping:
-            to_do = hparams.num_steps - state.updates + state.batch
-            batches = dataset.training_batches(
-                training,
-                hparams,
-                data.max_seq_len,
-                first_pass=state.passes,
-                first_batch=state.batch,
-                workers=workers,
-                shape=team.batch_shape(hparams.batch_size),
-            )
-            with Feed(batches) as feed:
-                model.fit(
-                    ((batch,) for batch in feed),
-                    initial_epoch=state.passes,
-                    # A pass taken up in the middle has fewer steps, so it gets a call of its own.
-                    epochs=state.passes + (1 if state.batch else math.ceil(to_do / per_pass)),
-                    steps_per_epoch=per_pass - state.batch,
-                    shuffle=False,
-                    callbacks=[run],
-                    verbose=0 if not team.leads else 1 if cli.on_terminal() else 2,
-                )
+    if group.is_main_process:
+        _print_plan(data, hparams, model, group)
+    state = _start_or_resume(data, hparams, log_root, group, model)
     if state.finished:
-        say(f"Training has ended: {state.finished}. The model is in {log_root}.")
+        log_message(f"This run has ended: {state.finished}.")
+        return state
+    if state.total_steps:
+        log_message(f"Resuming at update {state.total_steps}.")
+
+    stream = training_batches(
+        training,
+        hparams,
+        data.max_seq_len,
+        first_epoch=state.total_epochs,
+        first_batch=state.batch,
+        workers=workers,
+        shape=group.batch_shape(),
+    )
+    log = MetricsLog(log_root, state) if group.is_main_process else NoLog()
+    with cli.Interruption() as interruption, log, contextlib.closing(stream):
+        saved_at = time.monotonic()
+        progress, stopping = None, False
+        while not (state.finished or stopping):
+            if progress is None:
+                progress = _epoch_progress(state, batches_per_epoch, hparams, group)
+            losses = update(model, next(stream))
+            _require_finite(losses, "training", state.total_steps + 1, log_root)
+            rate = learning_rate(hparams, state.global_step)
+            state.total_steps += 1
+            state.global_step += 1
+            state.batch += 1
+            log.write("train", losses, rate)
+            progress.set_postfix(losses | {"learning_rate": rate}, refresh=False)
+            progress.update()
+
+            epoch_done = state.batch == batches_per_epoch
+            all_done = state.total_steps == hparams.num_steps
+            if epoch_done or all_done:
+                progress.close()
+                progress = None
+            if epoch_done:
+                state.total_epochs += 1
+                state.epoch += 1
+                state.batch = 0
+            if all_done or (epoch_done and state.epoch % hparams.save_every == 0):
+                log_message(validate(model, data, hparams, log_root, state, log, group, workers))
+            if all_done:
+                state.finished = f"all {hparams.num_steps} updates are made"
+            elif state.failures == PATIENCE:
+                state.finished = f"{PATIENCE} validations in a row without improvement"
+
+            stopping = interruption.requested
+            if group.processes > 1:  # all stop at the same update, and so ask each other there
+                ask = epoch_done or all_done or state.total_steps % AGREED_EVERY == 0
+                stopping = ask and group.any(interruption.requested)
+            save_due = time.monotonic() - saved_at > 60 * save_minutes
+            if epoch_done or all_done or stopping or save_due:
+                if group.is_main_process:
+                    log.sync()
+                    checkpoints.save_latest(log_root, model, optimizer, state)
+                saved_at = time.monotonic()
+        if progress is not None:
+            progress.close()
+    if state.finished:
+        log_message(f"Training has ended: {state.finished}. The model is in {log_root}.")
     else:
-        say(f"Interrupted at update {state.updates}; go on with --resume_training=True.")
+        log_message(
+            f"Interrupted at update {state.total_steps}; go on with --resume_training=True."
+        )
     return state
+
+
+def update(model: SPGra2Seq, batch: dict[str, np.ndarray]) -> dict[str, float]:
+    """One optimiser update: forward, backward, clipped Adam, statistics and centroids.
+
+    Args:
+        model: a compiled model.
+        batch: from `batches.training_batches`.
+
+    Returns:
+        The batch's two losses, reconstruction and clustering.
+    """
+    if not keras.distribution.distribution():
+        # On JAX, `train_on_batch` would send it to the device twice.
+        batch = {name: ops.convert_to_tensor(value) for name, value in batch.items()}
+    losses = model.train_on_batch(batch, return_dict=True)
+    return {name: float(losses[name]) for name in ("reconstruction", "clustering")}
+
+
+def validate(
+    model: SPGra2Seq,
+    data: dataset.Dataset,
+    hparams: HParams,
+    log_root: Path,
+    state: RunState,
+    log: NoLog,
+    group: DeviceGroup,
+    workers: int | None = None,
+) -> str:
+    """Saves and tests an improvement; goes back to the best checkpoint otherwise.
+
+    Returns:
+        What was found, a line.
+    """
+    valid = evaluate(model, data.splits["valid"], hparams, "valid", workers, group)
+    _require_finite(valid, "validation", state.total_steps, log_root)
+    log.write("valid", valid)
+    log.show(draw_preview(model, data, hparams))
+    found = (
+        f"Validation at update {state.total_steps} (epoch {state.epoch}): "
+        f"reconstruction {valid['reconstruction']:.4f}, clustering {valid['clustering']:.4f}"
+    )
+    if valid["reconstruction"] < state.best_loss:
+        state.best_loss, state.failures = valid["reconstruction"], 0
+        if group.is_main_process:
+            checkpoints.save_best(log_root, model, state)
+        test = evaluate(model, data.splits["test"], hparams, "test", workers, group)
+        log.write("test", test)
+        return (
+            f"{found}; the best so far, saved. Test: "
+            f"reconstruction {test['reconstruction']:.4f}, clustering {test['clustering']:.4f}"
+        )
+    state.failures += 1
+    checkpoints.roll_back(log_root, model, model.optimizer, state)
+    return (
+        f"{found}; no improvement on {state.best_loss:.4f} ({state.failures} of "
+        f"{PATIENCE} in a row), back to epoch {state.epoch}"
+    )
 
 
 def evaluate(
@@ -185,7 +243,7 @@ def evaluate(
     hparams: HParams,
     name: str,
     workers: int | None = None,
-    team: Team | None = None,
+    group: DeviceGroup | None = None,
 ) -> dict[str, float]:
     """Both losses on a whole split, nothing masked, z drawn from (seed, split, sketch).
 
@@ -196,23 +254,23 @@ def evaluate(
         name: the split's name, valid or test.
         workers: processes (one: a thread) that prepare batches; None: half as many as there are
             cores.
-        team: the devices that share the batches; each process prepares its part.
+        group: the devices that share the batches; each process prepares its shard.
 
     Returns:
         reconstruction, the mean over sketches, and clustering, over counted patches.
     """
-    team = team or Team()
+    group = group or DeviceGroup()
     reconstruction = clustering = patches = 0.0
-    for batch in dataset.evaluation_batches(
-        split, hparams, stream=name, workers=workers, shape=team.batch_shape(hparams.batch_size)
+    for batch in evaluation_batches(
+        split, hparams, stream=name, workers=workers, shape=group.batch_shape()
     ):
-        # Keras starts its means, over the batches of all processes, anew with each batch.
+        # The means of this batch alone, over the shards of all processes.
         losses = model.test_on_batch(batch, return_dict=True)
         counted = float(node_masks(batch["graph_masks"]).sum())
-        reconstruction += len(batch["nodes"]) * float(losses["reconstruction"])
+        reconstruction += len(batch["patches"]) * float(losses["reconstruction"])
         clustering += counted * float(losses["clustering"])
         patches += counted
-    reconstruction, clustering, patches = team.total(
+    reconstruction, clustering, patches = group.all_reduce_sum(
         np.array([reconstruction, clustering, patches])
     ).tolist()
     # Sketches that fill up the last batch add nothing to its sum.
@@ -233,162 +291,99 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
     sketches = [split.sketch(i) for i in members]
     rng = np.random.default_rng(hparams.seed)
     seeds = [rng.random(hparams.graph_number - 1) for _ in members]
-    graphs = dataset.pack_graphs(sketches, hparams, mask_prob=hparams.mask_prob, seeds=seeds)
-    keys = [(int(split.category[i]), int(split.index[i])) for i in members]
-    codes = inference.encode(model, [(keys, graphs)], jit=False)
-    drawn = inference.generate(
-        model, codes, data.max_seq_len, seed=hparams.seed, batch_size=len(members), jit=False
+    keys = [split.key(i) for i in members]
+    encoded = list(
+        inference.encode_sketches(
+            model,
+            sketches,
+            mask_prob=hparams.mask_prob,
+            seeds=seeds,
+            keys=keys,
+            workers=1,
+            jit=False,
+        )
     )
-    healed = dict(drawn)
+    drawn = inference.generate(
+        model,
+        [(found.key, found.code) for found in encoded],
+        data.max_seq_len,
+        seed=hparams.seed,
+        batch_size=len(members),
+        jit=False,
+    )
+    healed = {found.key: found.sketch for found in drawn}
     examples = [
         drawing.Example(
-            category=hparams.categories[key[0]],
-            index=key[1],
+            category=hparams.categories[found.key[0]],
+            index=found.key[1],
             original=sketch,
-            corrupted=graphs["pictures"][graphs["nodes"][i, 0]],
-            generated=healed[key],
+            corrupted=found.graph.patches[0],
+            generated=healed[found.key],
         )
-        for i, (key, sketch) in enumerate(zip(keys, sketches, strict=True))
+        for found, sketch in zip(encoded, sketches, strict=True)
     ]
     return drawing.gallery(examples, per_row=per_category)
 
 
-class Run(keras.callbacks.Callback):
-    """Counts, logs, validates, rolls back and saves, as `fit` goes on.
-
-    Args:
-        state: where the run is; kept up to date.
-        hparams: the options.
-        data: all splits.
-        log_root: the model directory.
-        log: takes the losses.
-        interruption: asked after each update.
-        team: the devices; one process alone writes, and all stop together.
-        save_minutes: longest time between two writings of the training state.
-        workers: processes (one: a thread) that prepare validation batches.
-    """
-
-    def __init__(
-        self, state, hparams, data, log_root, log, interruption, team, save_minutes, workers
-    ):
-        super().__init__()
-        self.state, self.hparams, self.data, self.log_root = state, hparams, data, log_root
-        self.log, self.interruption, self.workers = log, interruption, workers
-        self.save_seconds, self.saved_at = 60 * save_minutes, time.monotonic()
-        self.per_pass = len(data.splits["train"]) // hparams.batch_size
-        self.team, self.stopping = team, False
-        self.learning_rate, self.said = None, ""
-
-    def on_train_batch_end(self, batch, logs=None):
-        state, hparams = self.state, self.hparams
-        self.require_finite(logs, "training", state.updates + 1)
-        low, high = hparams.min_learning_rate, hparams.learning_rate
-        self.learning_rate = (high - low) * hparams.decay_rate**state.step + low
-        logs["learning_rate"] = self.learning_rate
-        del logs["loss"]  # a mean over the pass, beside two losses of the last batch
-        state.updates += 1
-        state.step += 1
-        state.batch += 1
-        self.log.write("train", logs, self.learning_rate)
-        if state.batch == self.per_pass or state.updates == hparams.num_steps:
-            self.model.stop_training = state.updates == hparams.num_steps
-        elif self.interrupted(state.updates % AGREED_EVERY == 0):
-            self.save()
-            self.model.stop_training = True
-        elif time.monotonic() - self.saved_at > self.save_seconds:
-            self.save()
-
-    def on_epoch_end(self, epoch, logs=None):
-        state, hparams = self.state, self.hparams
-        logs["learning_rate"] = self.learning_rate
-        del logs["loss"]
-        pass_done = state.batch == self.per_pass
-        all_done = state.updates == hparams.num_steps
-        if not (pass_done or all_done):
-            return
-        if pass_done:
-            state.passes += 1
-            state.epoch += 1
-            state.batch = 0
-        if all_done or state.epoch % hparams.save_every == 0:
-            self.validate()
-        if all_done:
-            state.finished = f"all {hparams.num_steps} updates are made"
-        elif state.failures == PATIENCE:
-            state.finished = f"{PATIENCE} validations in a row without improvement"
-        self.save()
-        if self.interrupted(True) or state.finished:
-            self.model.stop_training = True
-
-    def interrupted(self, agreed: bool) -> bool:
-        """Whether to stop: all processes at the same update, so that they ask each other there."""
-        if self.team.processes == 1:
-            self.stopping = self.interruption.requested
-        elif agreed:
-            self.stopping = self.team.any(self.interruption.requested)
-        return self.stopping
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.say()
-
-    def on_train_end(self, logs=None):
-        self.say()
-
-    def say(self) -> None:
-        """Prints what a validation found; in `on_epoch_end` the progress bar is unfinished."""
-        if self.said and self.team.leads:
-            print(self.said, flush=True)
-        self.said = ""
-
-    def require_finite(self, losses: dict[str, float], which: str, update: int) -> None:
-        """Raises UserError where a loss is not finite."""
-        for name in ("reconstruction", "clustering"):
-            if not math.isfinite(losses[name]):
-                raise UserError(
-                    f"the {which} {name} loss is {losses[name]} at update {update}; the last "
-                    f"checkpoint in {self.log_root}, if any, is intact; try a smaller learning_rate"
-                )
-
-    def validate(self) -> None:
-        """Saves and tests an improvement; goes back to the best checkpoint otherwise."""
-        state = self.state
-        valid = self.evaluate("valid")
-        self.require_finite(valid, "validation", state.updates)
-        self.log.write("valid", valid)
-        self.log.show(draw_preview(self.model, self.data, self.hparams))
-        said = (
-            f"Validation at update {state.updates} (epoch {state.epoch}): "
-            f"reconstruction {valid['reconstruction']:.4f}, clustering {valid['clustering']:.4f}"
+def _start_or_resume(
+    data: dataset.Dataset,
+    hparams: HParams,
+    log_root: Path,
+    group: DeviceGroup,
+    model: SPGra2Seq,
+) -> RunState:
+    """The state of a new run, or of the latest checkpoint, from which the model is restored."""
+    fingerprint = data.fingerprint()
+    fresh = not (log_root / checkpoints.LATEST).exists()
+    if fresh:
+        state = RunState(data=fingerprint)
+    else:
+        state = checkpoints.restore_latest(log_root, model, model.optimizer)
+        if state.data not in ("", fingerprint):
+            raise UserError(
+                f"{log_root}: can't resume with other data: these sketches are not the run's"
+            )
+        state.data = fingerprint
+        if math.isfinite(state.best_loss):
+            checkpoints.check_best(log_root, model)
+        if state.finished:
+            return state
+    group.barrier()  # no process may find what another writes, and take it for an older run
+    if group.is_main_process:
+        log_root.mkdir(parents=True, exist_ok=True)
+        write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
+    if fresh:
+        model.start_clusters(
+            next(training_batches(data.splits["train"], hparams, data.max_seq_len, workers=1))
         )
-        if valid["reconstruction"] < state.best_loss:
-            state.best_loss, state.failures = valid["reconstruction"], 0
-            if self.team.leads:
-                checkpoints.save_best(self.log_root, self.model, state)
-            test = self.evaluate("test")
-            self.log.write("test", test)
-            self.said = (
-                f"{said}; the best so far, saved. Test: "
-                f"reconstruction {test['reconstruction']:.4f}, clustering {test['clustering']:.4f}"
-            )
-        else:
-            state.failures += 1
-            checkpoints.roll_back(self.log_root, self.model, self.model.optimizer, state)
-            self.said = (
-                f"{said}; no improvement on {state.best_loss:.4f} ({state.failures} of "
-                f"{PATIENCE} in a row), back to epoch {state.epoch}"
-            )
+        if group.is_main_process:
+            # A disk that is too small shows now and not after hours.
+            checkpoints.save_latest(log_root, model, model.optimizer, state)
+    return state
 
-    def evaluate(self, name: str) -> dict[str, float]:
-        """Both losses on the split of that name."""
-        split = self.data.splits[name]
-        return evaluate(self.model, split, self.hparams, name, self.workers, self.team)
 
-    def save(self) -> None:
-        """Writes the whole training state."""
-        if self.team.leads:
-            self.log.sync()
-            checkpoints.save_latest(self.log_root, self.model, self.model.optimizer, self.state)
-        self.saved_at = time.monotonic()
+def _epoch_progress(
+    state: RunState, batches_per_epoch: int, hparams: HParams, group: DeviceGroup
+) -> cli.Progress:
+    """The display of the epoch that a run is in."""
+    left = hparams.num_steps - state.total_steps
+    return cli.Progress(
+        f"Epoch {state.total_epochs + 1}",
+        min(batches_per_epoch, state.batch + left),
+        done=state.batch,
+        unit="update",
+        quiet=not group.is_main_process,
+    )
+
+
+def _require_finite(losses: dict[str, float], which: str, update: int, log_root: Path) -> None:
+    """Raises UserError where a loss is not finite."""
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the {which} {name} loss is {loss} at update {update}; the last checkpoint in "
+                f"{log_root}, if any, is intact; try a smaller learning_rate"
+            )
 
 
 def _saved_config(log_root: Path, resume: bool):
@@ -414,10 +409,12 @@ def _saved_config(log_root: Path, resume: bool):
     return read_config(config)
 
 
-def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, team: Team) -> None:
+def _print_plan(
+    data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, group: DeviceGroup
+) -> None:
     """Prints what a run is about to do."""
-    for remark in data.remarks:
-        print(f"Note: {remark}.")
+    for warning in data.warnings:
+        print(f"Note: {warning}.")
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     print(f"Categories: {', '.join(hparams.categories)}")
     print(f"Sketches:   {counts}; at most {data.max_seq_len} rows each")
@@ -426,7 +423,7 @@ def _say_plan(data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, team: T
         f"an epoch in batches of {hparams.batch_size}"
     )
     print(f"Parameters: {model.count_params():,} ({hparams.dec_model} decoder)")
-    names = ", ".join(team.devices or keras.distribution.list_devices())
+    names = ", ".join(group.devices or keras.distribution.list_devices())
     print(f"Device:     {names} ({keras.backend.backend()} backend)", flush=True)
 
 
@@ -435,7 +432,7 @@ def main() -> None:
     values = flags.FLAGS
     several = bool(values.coordinator) or values.num_processes > 1 or values.process_id > 0
     if several:
-        devices.join(values.coordinator, values.num_processes, values.process_id)
+        devices.initialize_distributed(values.coordinator, values.num_processes, values.process_id)
     # JAX would wait at its end for the other processes, which may wait for this one or be lost.
     with cli.ending_at_once() if several else contextlib.nullcontext():
         state = train(
@@ -448,7 +445,7 @@ def main() -> None:
             num_devices=values.num_devices,
         )
     if not state.finished:
-        sys.exit(130)  # as Ctrl-C elsewhere: what was to follow a finished run shall not
+        sys.exit(130)  # as Ctrl-C elsewhere: what follows a finished run must not start
 
 
 def define_flags() -> None:

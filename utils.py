@@ -16,7 +16,6 @@ THICKNESS = int(DRAWING_SIDE * 0.025)
 MARGIN = THICKNESS + 1
 ROWS_PER_PATCH = 4
 MASKING_APPROACHES = ("patch", "sketchhealer")
-BLANK = -1
 
 
 class SketchGraph(NamedTuple):
@@ -85,15 +84,8 @@ def make_graph(
     (layout,) = lay_out([sketch], graph_picture_size)
     centers = layout.centers[: graph_number - 1]
     erase = choose_erased(len(centers), mask_prob, seeds)
-    slots = np.empty((graph_number, graph_picture_size, graph_picture_size), np.uint8)
-    pictures, masked = cut_nodes(layout, erase, slots, masking=masking)
-    patches = slots
-    if BLANK in pictures:  # a later picture sits in an earlier slot
-        patches = np.zeros_like(slots)
-        for node, slot in enumerate(pictures):
-            if slot != BLANK:
-                patches[node] = slots[slot]
-    patches[len(pictures) :] = 0
+    patches = np.zeros((graph_number, graph_picture_size, graph_picture_size), np.uint8)
+    masked = crop_patches(layout, erase, patches, np.zeros(graph_number, bool), masking=masking)
     return SketchGraph(patches, len(centers), masked, centers)
 
 
@@ -230,32 +222,39 @@ def choose_erased(n_patches: int, mask_prob: float, seeds: np.ndarray | None) ->
     return np.asarray(seeds[:n_patches], np.float64) < mask_prob
 
 
-def cut_nodes(
-    layout: Layout, erase: np.ndarray, slots: np.ndarray, *, masking: str = "patch"
-) -> tuple[list[int], list[int]]:
-    """Draws a sketch, cuts the whole and its first n patches, and stores no blank picture.
+def crop_patches(
+    layout: Layout,
+    erase: np.ndarray,
+    out: np.ndarray,
+    inked: np.ndarray,
+    *,
+    masking: str = "patch",
+) -> list[int]:
+    """Draws a sketch and writes the pictures of its nodes: the whole and its first n patches.
 
     Args:
-        layout: from `lay_out`, for the slots' S.
+        layout: from `lay_out`, for the pictures' S.
         erase: boolean (n,), the patches to erase; one whose square leaves the bordered canvas
             is not erased.
-        slots: uint8 (at least n + 1, S, S), filled from the front.
+        out: uint8 (G, S, S), n < G; takes the pictures. Unused nodes are zero.
+        inked: boolean (G,), which pictures of `out` may not be zero: before, so that only these
+            are wiped, and then after the call.
         masking: see `make_graph`.
 
     Returns:
-        For each of the n + 1 nodes the slot that holds its picture, or BLANK; and the indices of
-        the masked patches.
+        The indices of the masked patches.
 
     Raises:
         ValueError: an unknown masking approach.
     """
     if masking not in MASKING_APPROACHES:
         raise ValueError(f"masking is one of {', '.join(MASKING_APPROACHES)}, not {masking!r}")
-    size = slots.shape[1]
+    size = out.shape[1]
     border = _border(size)
     bordered = _blank_canvas(layout.side + 2 * border)
     canvas = bordered[border : border + layout.side, border : border + layout.side]
-    inked = canvas[: layout.extent[1], : layout.extent[0]]
+    inside = canvas[: layout.extent[1], : layout.extent[0]]
+    filled = [True, *[False] * (len(out) - 1)]
     try:
         _draw_paths(canvas, layout)
         squares = [
@@ -267,31 +266,28 @@ def cut_nodes(
         if not in_turn:
             for i in masked:
                 squares[i].fill(0)
-        # In turn, the whole sketch is seen after the walk: its slot, the first, is filled last.
-        filled = 1
-        pictures = [0]
         for i, square in enumerate(squares):
-            if in_turn and i in masked:
+            if i in masked:
                 square.fill(0)
-                pictures.append(BLANK)
-            elif square is not None and _has_ink(square):
-                slots[filled] = square
-                pictures.append(filled)
-                filled += 1
-            else:
-                pictures.append(BLANK)
-        if not _shrink(inked, layout.side, slots[0]):  # everything is erased
-            pictures[0] = BLANK
+            elif square is not None:
+                out[i + 1] = square
+                filled[i + 1] = True
+        # In turn, the whole sketch is seen after the walk.
+        _shrink(inside, layout.side, out[0])
     finally:
-        inked.fill(0)
-    return pictures, masked
+        inside.fill(0)
+    for node, (was, now) in enumerate(zip(inked.tolist(), filled, strict=True)):
+        if was and not now:
+            out[node].fill(0)
+    inked[:] = filled
+    return masked
 
 
 _threads = threading.local()
 
 
 def _blank_canvas(length: int) -> np.ndarray:
-    """The thread's own canvas, which whoever draws on it wipes again: memory in the cache."""
+    """The thread's own canvas, wiped by each caller after use: its memory stays in the cache."""
     canvas = getattr(_threads, "canvas", None)
     if canvas is None or len(canvas) < length:
         canvas = _threads.canvas = np.zeros((length, length), np.uint8)
@@ -302,20 +298,13 @@ def _draw_paths(canvas: np.ndarray, layout: Layout) -> None:
     cv2.polylines(canvas, layout.paths, False, 255, THICKNESS)
 
 
-def _has_ink(square: np.ndarray) -> bool:
-    """Whether anything is drawn; mostly it is in the middle, where the pen was."""
-    middle = len(square) // 2
-    return bool(square[middle, middle]) or cv2.hasNonZero(square)
-
-
-def _shrink(inked: np.ndarray, side: int, slot: np.ndarray) -> bool:
-    """Resizes a canvas that is blank beyond `inked`, its corner; False if nothing is seen."""
-    scale = len(slot) / side
-    slot.fill(0)
-    # Rounded as OpenCV rounds it, so that it writes into the slot itself.
-    picture = slot[: round(inked.shape[0] * scale), : round(inked.shape[1] * scale)]
-    cv2.resize(inked, None, picture, scale, scale)
-    return cv2.hasNonZero(picture)
+def _shrink(inside: np.ndarray, side: int, picture: np.ndarray) -> None:
+    """Resizes a canvas that is blank outside its corner `inside`."""
+    scale = len(picture) / side
+    picture.fill(0)
+    # Rounded as OpenCV rounds it, so that it writes into the picture itself.
+    corner = picture[: round(inside.shape[0] * scale), : round(inside.shape[1] * scale)]
+    cv2.resize(inside, None, corner, scale, scale)
 
 
 def _checked(sketch: np.ndarray) -> np.ndarray:
@@ -371,7 +360,7 @@ def _place(
 
 
 def _find_paths(lifted: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First points of all paths, and the points behind their last; some are of one point."""
+    """First points of all paths, and the points after their last; some are of one point."""
     lifts = lifted.astype(np.int16) == 1
     lifts[ends - 1] = False
     begins = np.zeros(len(lifts), bool)

@@ -13,8 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import numpy as np
 
 import dataset

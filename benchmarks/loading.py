@@ -72,7 +72,7 @@ def _scaled(raw: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def cropping() -> dict[str, dict[str, float | None]]:
-    """Seconds a sketch of `dataset.pack_graphs`, for each kind of sketch.
+    """Seconds a sketch of `batches.make_graphs`, for each kind of sketch.
 
     Returns:
         For each kind `here`, `copy`, and `published`, scaled, None where it is not known.
@@ -87,7 +87,7 @@ def cropping() -> dict[str, dict[str, float | None]]:
         seeds = [rng.random(hparams.graph_number - 1) for _ in sketches]
 
         def pack(sketches=sketches, seeds=seeds):
-            return dataset.pack_graphs(sketches, hparams, mask_prob=0.1, seeds=seeds)["pictures"]
+            return batches.make_graphs(sketches, hparams, mask_prob=0.1, seeds=seeds)["pictures"]
 
         pictures = pack()
         copy = np.ones_like(pictures)
@@ -112,7 +112,7 @@ def cropping() -> dict[str, dict[str, float | None]]:
 
 
 def batch_rate(most_workers: int | None = None, count: int = 40) -> dict[int, float]:
-    """Sketches a second of `dataset.training_batches`, for 1 to as many workers as cores."""
+    """Sketches a second of `batches.training_batches`, for 1 to as many workers as cores."""
     raw = some_doodles(4 * BATCH)
     hparams = HParams(batch_size=BATCH)
     lengths = [len(sketch) for sketch in raw]
@@ -125,7 +125,7 @@ def batch_rate(most_workers: int | None = None, count: int = 40) -> dict[int, fl
     )
     rates = {}
     for workers in range(1, (most_workers or os.cpu_count() or 1) + 1):
-        made = dataset.training_batches(split, hparams, max(lengths), workers=workers)
+        made = batches.training_batches(split, hparams, max(lengths), workers=workers)
         for _ in range(4 * workers):
             next(made)
         start = time.perf_counter()

@@ -12,12 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import cli
-
 from absl import flags
 
 import train
 from doodles import write_doodles
+from support import cli
 
 EVERY = 200
 OPTIONS = (
@@ -39,8 +38,8 @@ def main() -> None:
 
     def write_and_weigh(self, split, *args):
         write(self, split, *args)
-        if split == "train" and self.state.updates % EVERY == 0:
-            print(f"update {self.state.updates}: {resident_mib():.1f} MiB", flush=True)
+        if split == "train" and self.state.total_steps % EVERY == 0:
+            print(f"update {self.state.total_steps}: {resident_mib():.1f} MiB", flush=True)
 
     train.MetricsLog.write = write_and_weigh
     train.PATIENCE = steps  # the tiny model may stop improving

@@ -22,15 +22,14 @@ from typing import NamedTuple
 import common  # noqa: F401, puts the project on the path
 
 # isort: split
-import cli
-
-import keras
 import loading
 import sampling
 import training
 from absl import flags
 
-from hparams import UserError
+from support import cli
+from support.backend import keras
+from support.files import UserError
 
 
 class Row(NamedTuple):

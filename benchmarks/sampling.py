@@ -5,14 +5,13 @@ from pathlib import Path
 
 import common
 import numpy as np
-from keras import ops
 
-import dataset
 import inference
 import retrieval
 import sample
 from hparams import HParams
 from model import SPGra2Seq
+from support.backend import ops
 
 KERNELS = {
     "crop": "python_loop",
@@ -52,7 +51,7 @@ def sampling(size: str, count: int) -> dict:
 
     def crop():
         return [
-            dataset.pack_graphs(
+            batches.make_graphs(
                 sketches[i : i + sample.ENCODING_BATCH],
                 hparams,
                 mask_prob=0.1,

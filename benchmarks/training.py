@@ -2,17 +2,14 @@
 
 import time
 
-import cli
-
 import common
-import keras
 import numpy as np
 
-import dataset
 import train
 from hparams import HParams
 from model import Adam, SPGra2Seq, stroke_losses
-from workers import Feed
+from support.backend import keras
+from support.workers import Feed
 
 
 def training(kind: str, size: str, iterations: int) -> dict:
@@ -31,12 +28,12 @@ def training(kind: str, size: str, iterations: int) -> dict:
         published: the published iteration, scaled; None at sizes where it was not timed.
     """
     hparams = HParams(**common.SIZES[size])
-    cli.make_deterministic(0)
+    backend.make_deterministic(0)
     data = common.load(kind, 4000, hparams.max_seq_len)
     steps = data.max_seq_len
     model = SPGra2Seq(hparams)
     model.compile(optimizer=Adam(hparams))
-    batches = dataset.training_batches(data.splits["train"], hparams, steps)
+    batches = batches.training_batches(data.splits["train"], hparams, steps)
     first = next(batches)
     batches.close()
     model.start_clusters(first)
@@ -50,7 +47,7 @@ def training(kind: str, size: str, iterations: int) -> dict:
             self.ends.append(time.perf_counter())
 
     clock = Clock()
-    batches = dataset.training_batches(data.splits["train"], hparams, steps)
+    batches = batches.training_batches(data.splits["train"], hparams, steps)
     with Feed(batches) as feed:
         model.fit(
             ((batch,) for batch in feed),
@@ -110,7 +107,7 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
     steps = data.max_seq_len
     model = SPGra2Seq(hparams)
     model.compile(optimizer=Adam(hparams))
-    batches = dataset.training_batches(data.splits["train"], hparams, steps)
+    batches = batches.training_batches(data.splits["train"], hparams, steps)
     batch = next(batches)
     batches.close()
     model.train_on_batch(batch)

@@ -1,7 +1,6 @@
 """Gradients by the backend's automatic differentiation."""
 
-import keras
-from keras import ops
+from support.backend import keras, ops
 
 
 def gradients(function, variables, inputs=()):

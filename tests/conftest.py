@@ -1,7 +1,5 @@
 """A tiny model and its data, for the tests of the commands."""
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import numpy as np
 import pytest
 

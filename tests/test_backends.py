@@ -15,20 +15,19 @@ import tempfile
 import time
 from pathlib import Path
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
-import keras
 import numpy as np
 import pytest
 from autodiff import gradients
 
 import checkpoints
 import dataset
-import devices
 import model as network
 from doodles import write_doodles
-from hparams import UserError, parse_hparams
+from hparams import parse_hparams
 from model import Adam, SPGra2Seq
+from support import devices
+from support.backend import keras
+from support.files import UserError
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
@@ -52,11 +51,11 @@ on_jax = os.environ["KERAS_BACKEND"] == "jax"
 if on_jax:
     sys.meta_path.insert(0, NoTensorFlow())
 
-import cli
+from support import cli
 import numpy as np
 
 import checkpoints, devices, sample, train, utils
-from hparams import UserError
+from support.files import UserError
 
 save = checkpoints.save_latest
 cut_nodes, evaluate = utils.cut_nodes, train.evaluate
@@ -77,14 +76,14 @@ def scripted_evaluate(model, split, hparams, name, *more):
 
 def interrupting(self, batch, logs=None):
     on_batch_begin(self, batch, logs)
-    if self.state.updates + 1 == task.get("interrupt_in"):
+    if self.state.total_steps + 1 == task.get("interrupt_in"):
         os.kill(os.getpid(), signal.SIGTERM)
-    if self.state.updates == task.get("die_after"):
+    if self.state.total_steps == task.get("die_after"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def copying_save(log_root, model, optimizer, state):
     save(log_root, model, optimizer, state)
-    if state.updates == 0 and "copy_begun" in task:
+    if state.total_steps == 0 and "copy_begun" in task:
         shutil.copytree(log_root, task["copy_begun"])
 
 class CountCompilations(logging.Handler):
@@ -113,7 +112,7 @@ for task in tasks:
             sample.sample(*task["sample"], num_per_category=3, prob=0.0, pictures=())
         else:
             state = train.train(*task["train"], resume=True, workers=1, **task["settings"])
-            print("ENDED", json.dumps([state.updates, state.finished, counts]))
+            print("ENDED", json.dumps([state.total_steps, state.finished, counts]))
             if "copy" in task:
                 shutil.copytree(task["train"][1], task["copy"])
     except UserError as error:
@@ -433,15 +432,15 @@ def test_parts_make_up_the_batch(data):
 
     def batches(split, shape):
         if split == "train":
-            made = dataset.training_batches(data.splits[split], hparams, 60, shape=shape)
+            made = batches.training_batches(data.splits[split], hparams, 60, shape=shape)
             return [next(made) for _ in range(3)]
         return list(
-            dataset.evaluation_batches(data.splits[split], hparams, stream=split, shape=shape)
+            batches.evaluation_batches(data.splits[split], hparams, stream=split, shape=shape)
         )
 
     for split in ("train", "valid"):
-        parts = [batches(split, dataset.BatchShape(part, 2, 6)) for part in range(2)]
-        whole = batches(split, dataset.WHOLE)
+        parts = [batches(split, batches.BatchShape(part, 2, 6)) for part in range(2)]
+        whole = batches(split, batches.WHOLE)
         assert len(parts[0]) == len(parts[1]) == len(whole)
         for batch, *halves in zip(whole, *parts, strict=True):
             assert halves[0]["pictures"].shape == halves[1]["pictures"].shape
@@ -454,12 +453,12 @@ def test_parts_make_up_the_batch(data):
             )
             steps = batch["strokes"].shape[1]
             np.testing.assert_array_equal(joined["strokes"][:real, :steps], batch["strokes"])
-            assert (joined["strokes"][:real, steps:] == dataset.END_ROW).all()
+            assert (joined["strokes"][:real, steps:] == batches.END_ROW).all()
             for name in ("graph_masks", "eps", "dropout_seed"):
                 np.testing.assert_array_equal(joined[name][:real], batch[name])
             assert not joined["graph_masks"][real:].any()
             assert not joined["pictures"][joined["nodes"][real:]].any()
-            assert (joined["strokes"][real:, 1:] == dataset.END_ROW).all()
+            assert (joined["strokes"][real:, 1:] == batches.END_ROW).all()
 
 
 def test_filled_up_batches_evaluate_the_same(data):
@@ -469,11 +468,11 @@ def test_filled_up_batches_evaluate_the_same(data):
     model.clusters.centroids.assign(np.random.default_rng(0).standard_normal((5, 512)))
     batches = [
         list(
-            dataset.evaluation_batches(
+            batches.evaluation_batches(
                 data.splits["valid"],
                 hparams,
                 stream="valid",
-                shape=dataset.BatchShape(granule=granule),
+                shape=batches.BatchShape(granule=granule),
             )
         )[-1]
         for granule in (None, 8)
@@ -495,7 +494,7 @@ def test_mixed_precision_is_nearly_float32(data, dec_model):
     for precision in ("float32", "mixed_bfloat16"):
         hparams = parse_hparams(f"{OPTIONS},dec_model={dec_model},precision={precision}")
         model = SPGra2Seq(hparams)
-        batch = next(dataset.training_batches(data.splits["train"], hparams, 60))
+        batch = next(batches.training_batches(data.splits["train"], hparams, 60))
         model.start_clusters(batch)
         start = np.asarray(model.clusters.centroids) + 0
         losses = {k: float(v) for k, v in model(batch, training=True).items()}

@@ -3,15 +3,14 @@
 import errno
 import os
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import numpy as np
 import pytest
 
 import checkpoints
 from checkpoints import RunState
-from hparams import HParams, UserError, write_config
+from hparams import HParams, write_config
 from model import Adam, SPGra2Seq
+from support.files import UserError
 
 SMALL = HParams(batch_size=2, dec_rnn_size=6, z_size=4, num_mixture=3, graph_number=4)
 

@@ -35,7 +35,8 @@ from dataset import (
     to_stroke5,
     training_batches,
 )
-from hparams import HParams, UserError
+from hparams import HParams
+from support.files import UserError
 
 SPLITS = ("train", "valid", "test")
 DATA = golden.SHARED / "data"

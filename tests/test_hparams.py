@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import hparams
-from hparams import HParams, UserError, parse_hparams, read_config, write_config
+from hparams import HParams, parse_hparams, read_config, write_config
+from support.files import UserError
 
 PUBLISHED = Path(__file__).parents[2] / "shared/golden/checkpoint_lstm/model_config.json"
 

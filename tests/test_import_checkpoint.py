@@ -3,19 +3,18 @@
 import json
 import shutil
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import golden
-import keras
 import numpy as np
 import pytest
 
 import checkpoints
 import train
 from doodles import write_doodles
-from hparams import HParams, UserError, read_config
+from hparams import HParams, read_config
 from import_checkpoint import import_checkpoint, published_name
 from model import SPGra2Seq
+from support.backend import keras
+from support.files import UserError
 
 tf = pytest.importorskip("tensorflow")
 FORWARD = 1e-5  # the reference's own numbers move by up to 9e-6; see its README
@@ -100,7 +99,7 @@ def test_the_published_model_gives_the_published_numbers(tmp_path):
         float(reference["eval/lil_loss"]), rel=FORWARD
     )
     state = checkpoints.restore_latest(tmp_path / "model", model, _optimizer(model))
-    assert (state.epoch, state.step, state.updates) == (1, 3, 3)
+    assert (state.epoch, state.step, state.total_steps) == (1, 3, 3)
     assert state.best_loss == pytest.approx(float(reference["eval/lil_loss"]), rel=FORWARD)
 
 
@@ -130,7 +129,7 @@ def test_training_goes_on_from_an_import(tmp_path):
     checkpoints.restore_latest(tmp_path / "model", model, optimizer)
     assert int(optimizer.schedule_step) == 4321 and int(optimizer.iterations) == 0
     state = train.train(tmp_path / "data", tmp_path / "model", resume=True)
-    assert (state.updates, state.best_loss) != (0, float("inf"))
+    assert (state.total_steps, state.best_loss) != (0, float("inf"))
     rows = (tmp_path / "model" / "metrics.csv").read_text().splitlines()
     assert rows[1].startswith("4322,7,train,")
     assert float(rows[1].split(",")[5]) == pytest.approx(0.00099 * 0.9999**4321 + 0.00001)

@@ -1,13 +1,10 @@
 """Codes and generated sketches: the published ones, the right law, each sketch on its own."""
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import golden
 import numpy as np
 import pytest
 
 import checkpoints
-import dataset
 import inference
 from doodles import doodle
 from hparams import HParams
@@ -211,7 +208,7 @@ def test_codes_are_the_models():
     model = small_model()
     rng = np.random.default_rng(3)
     sketches = [doodle(name, rng).astype(np.float32) for name in ("fish", "tree", "house")]
-    packed = dataset.pack_graphs(sketches, model.hparams)
+    packed = batches.make_graphs(sketches, model.hparams)
     mu, _ = model.encode(packed["pictures"][packed["nodes"]], packed["graph_masks"])
     for jit in (True, False):
         found = dict(inference.encode(model, [("abc", packed)], jit=jit))

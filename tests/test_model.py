@@ -1,18 +1,15 @@
 """The network against the published implementation's numbers and against brute force."""
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import autodiff
 import golden
-import keras
 import numpy as np
 import pytest
-from keras import ops
 from scipy import stats
 
 import model as network
 from hparams import HParams
 from model import Adam, SPGra2Seq
+from support.backend import keras, ops
 
 # Largest difference over largest value. The reference's own numbers move by 1e-6 to 9e-6
 # (forward), 2e-5 to 8e-5 (gradients) and 1e-4 to 4e-4 (after an update) with the number of
@@ -47,7 +44,7 @@ def published(reference):
 
 @pytest.fixture
 def batch(reference):
-    """The reference's batch as `dataset.make_batch` would give it."""
+    """The reference's batch as `batches.make_batch` would give it."""
     patches = reference["input_graphs_p"]
     sketches, nodes, side, _ = patches.shape
     return {

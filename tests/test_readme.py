@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import pytest
 from absl import flags
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
-
 import cv2
 import numpy as np
 import pytest
@@ -21,10 +19,11 @@ import dataset
 import drawing
 import recognition
 import sample
-import sample_files
 import sketch_a_net
-from hparams import UserError, write_config
+from hparams import write_config
 from sketch_a_net import Options
+from support import cli, sample_files
+from support.files import UserError
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("fish", "tree")
@@ -41,7 +40,7 @@ def originals(data_dir):
 def classifier_dir(data_dir, tmp_path_factory):
     """A classifier that knows fish from trees, and no judgement of the originals yet."""
     folder = tmp_path_factory.mktemp("classifier")
-    cli.make_deterministic(0)
+    backend.make_deterministic(0)
     data = sketch_a_net.load_training_data(data_dir, NAMES, 0)
     sketch_a_net.train(folder, data, NAMES, TINY)
     return folder

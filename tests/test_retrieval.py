@@ -7,8 +7,6 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import golden
 import numpy as np
 import pytest
@@ -18,10 +16,11 @@ import checkpoints
 import dataset
 import retrieval
 import sample
-import sample_files
 from checkpoints import RunState
-from hparams import UserError, write_config
+from hparams import write_config
 from model import SPGra2Seq
+from support import sample_files
+from support.files import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,15 +12,14 @@ import re
 import cli  # noqa: F401  (before Keras: it keeps TensorFlow quiet)
 
 import golden
-import keras
 import numpy as np
 import pytest
 from autodiff import gradients
-from keras import ops
 
 import rnn
 from hparams import HParams
 from model import Decoder, SPGra2Seq
+from support.backend import keras, ops
 
 CELLS = ("lstm", "layer_norm", "hyper")
 UNITS, Z, STEPS, BATCH = 6, 3, 5, 3

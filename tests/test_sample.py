@@ -6,8 +6,6 @@ import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
 import cv2
 import numpy as np
 import pytest
@@ -18,8 +16,9 @@ import dataset
 import sample
 import utils
 from checkpoints import RunState
-from hparams import UserError, write_config
+from hparams import write_config
 from model import SPGra2Seq
+from support.files import UserError
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"num_per_category": 6, "prob": 0.4, "batch_size": 8}

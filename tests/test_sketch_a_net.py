@@ -4,8 +4,6 @@ import dataclasses
 import json
 from collections import Counter
 
-import cli
-
 import numpy as np
 import pytest
 
@@ -14,8 +12,9 @@ import dataset
 import drawing
 import sketch_a_net
 from doodles import write_doodles
-from hparams import HParams, UserError
+from hparams import HParams
 from sketch_a_net import Options, SketchANet
+from support.files import UserError
 
 NAMES = ("fish", "tree")
 TINY = Options(per_epoch=24, epochs=3, batch_size=8, learning_rate=0.002, width=2)  # 6 updates
@@ -42,7 +41,7 @@ def test_split(folder):
 
 @pytest.fixture(autouse=True, scope="module")
 def deterministic():
-    cli.make_deterministic(0)
+    backend.make_deterministic(0)
 
 
 def contents(folder):

@@ -7,19 +7,18 @@ import sys
 import time
 from pathlib import Path
 
-import cli  # noqa: F401, keeps TensorFlow quiet
-
-import keras
 import numpy as np
 import pytest
 
 import checkpoints
 import dataset
-import metrics_log
 import train
 from doodles import write_doodles
-from hparams import UserError, parse_hparams, read_config
+from hparams import parse_hparams, read_config
 from model import Adam, SPGra2Seq
+from support import metrics_log
+from support.backend import keras
+from support.files import UserError
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
@@ -65,7 +64,7 @@ def finished(data_dir, tmp_path_factory):
     """A run that nothing interrupted."""
     log_root = tmp_path_factory.mktemp("run") / "whole"
     state = train.train(data_dir, log_root, OPTIONS)
-    assert state.finished and state.updates == 10
+    assert state.finished and state.total_steps == 10
     return log_root
 
 
@@ -135,7 +134,7 @@ def test_killed_and_resumed_is_never_interrupted(finished, data_dir, tmp_path):
     with open(log_root / "metrics.csv", "a") as file:
         file.write("9,0,train,1.0")
     state = train.train(data_dir, log_root, OPTIONS, resume=True)
-    assert state.updates == 10
+    assert state.total_steps == 10
     assert_same_run(finished, log_root)
 
 
@@ -145,7 +144,7 @@ def test_interrupted_tidily_and_resumed(finished, data_dir, tmp_path, monkeypatc
 
     def interrupt(self, split, *args):
         write(self, split, *args)
-        if self.state.updates == 4 and split == "train":
+        if self.state.total_steps == 4 and split == "train":
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(train.MetricsLog, "write", interrupt)
@@ -157,7 +156,7 @@ def test_interrupted_tidily_and_resumed(finished, data_dir, tmp_path, monkeypatc
     finally:
         signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
-    assert (state.updates, state.finished) == (4, "")
+    assert (state.total_steps, state.finished) == (4, "")
     assert "--resume_training=True" in capsys.readouterr().out
     # Options that are not given are the run's own.
     train.train(data_dir, tmp_path / "run", "", resume=True)
@@ -169,7 +168,7 @@ def test_a_finished_run_stays_as_it_is(finished, data_dir, capsys):
     before = contents(finished)[1]
     state = train.train(data_dir, finished, OPTIONS, resume=True)
     assert "This run has ended: all 10 updates are made." in capsys.readouterr().out
-    assert state.updates == 10 and contents(finished)[1] == before
+    assert state.total_steps == 10 and contents(finished)[1] == before
 
 
 @pytest.mark.parametrize(
@@ -238,7 +237,7 @@ def test_roll_back_and_patience(data_dir, tmp_path, monkeypatch):
     )
     assert state.finished == "5 validations in a row without improvement"
     assert [name for name, *_ in seen].count("test") == 2
-    assert (state.updates, state.passes, state.best_loss) == (8 * PER_PASS, 8, 4.0)
+    assert (state.total_steps, state.total_epochs, state.best_loss) == (8 * PER_PASS, 8, 4.0)
     # The third validation was the best; the second pass had been undone before it.
     assert (state.epoch, state.step) == (2, 2 * PER_PASS)
     arrays, _ = checkpoints.read_arrays(log_root / "latest.npz")
@@ -271,7 +270,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path, monkeypatch)
     on_batch = train.Run.on_train_batch_end
 
     def broken(self, batch, logs=None):
-        if self.state.updates == 8:
+        if self.state.total_steps == 8:
             logs["reconstruction"] = float("nan")
         on_batch(self, batch, logs)
 
@@ -311,7 +310,7 @@ def test_evaluation_is_a_mean_over_sketches(data_dir):
         if size == 8:
             # All but the last batch's share: by hand, sketch by sketch.
             single = parse_hparams(OPTIONS.replace("batch_size=8", "batch_size=1"))
-            batches = dataset.evaluation_batches(data.splits["valid"], single, stream="valid")
+            batches = batches.evaluation_batches(data.splits["valid"], single, stream="valid")
             by_hand = [float(model(batch)["reconstruction"]) for batch in batches]
             assert len(by_hand) == 10
             assert losses["reconstruction"] == pytest.approx(np.mean(by_hand), rel=1e-5)
@@ -322,7 +321,7 @@ def test_clusters_start_as_the_first_patches(data_dir):
     """The first K patch embeddings of the first batch, sketch by sketch, blanks included."""
     hparams = parse_hparams(OPTIONS.replace("num_mixture=5", "num_mixture=12"))
     data = dataset.load_dataset(data_dir, hparams)
-    batch = next(dataset.training_batches(data.splits["train"], hparams, data.max_seq_len))
+    batch = next(batches.training_batches(data.splits["train"], hparams, data.max_seq_len))
     model = SPGra2Seq(hparams)
     model.start_clusters(batch)
     patches = batch["pictures"][batch["nodes"]]

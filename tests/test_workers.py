@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import dataset
-import workers
 from doodles import write_doodles
-from hparams import HParams, UserError
-from workers import Feed, prefetch
+from hparams import HParams
+from support import workers
+from support.files import UserError
+from support.workers import Feed, prefetch
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,12 +57,12 @@ def test_what_a_function_holds_is_shared(tmp_path):
 
     def batches(count):
         splits = data.splits
-        training = dataset.training_batches(
+        training = batches.training_batches(
             splits["train"], hparams, data.max_seq_len, workers=count
         )
         yield from (next(training) for _ in range(12))
         training.close()
-        yield from dataset.evaluation_batches(
+        yield from batches.evaluation_batches(
             splits["valid"], hparams, stream="valid", workers=count
         )
 

@@ -3,13 +3,14 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Self
 
-import keras
 import numpy as np
 
 import drawing
 from checkpoints import RunState
-from hparams import UserError
+from support.backend import keras
+from support.files import UserError, write_file
 
 METRICS_NAME = "metrics.csv"
 METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
@@ -20,7 +21,7 @@ PREVIEW_NAME = "preview.png"
 class NoLog:
     """The log of a process that leaves logging to another."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_):
@@ -30,7 +31,7 @@ class NoLog:
         """Nothing to make sure of."""
 
     def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
-        """Drops what the process that leads writes."""
+        """Drops what the main process writes."""
 
     def show(self, picture: np.ndarray) -> None:
         """Drops the preview."""
@@ -41,8 +42,8 @@ class MetricsLog(NoLog):
 
     Args:
         log_root: the model directory.
-        state: rows are stamped with its update and epoch. Rows that are there already from
-            behind its update, made after the checkpoint that a run goes on from, are dropped.
+        state: rows are stamped with its update and epoch. Rows of later updates that are there
+            already, made after the checkpoint that a run goes on from, are dropped.
     """
 
     def __init__(self, log_root: Path, state: RunState):
@@ -53,14 +54,9 @@ class MetricsLog(NoLog):
             for line in self.path.read_text().splitlines(keepends=True)[1:]:
                 update = line.partition(",")[0]
                 # A last line without its end was cut short by whatever ended the run.
-                if line.endswith("\n") and update.isdigit() and int(update) <= state.updates:
+                if line.endswith("\n") and update.isdigit() and int(update) <= state.total_steps:
                     kept.append(line)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            temporary.write_text("".join(kept))
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(self.path, "".join(kept))
         self.tensorboard = log_root / TENSORBOARD_NAME
         self.summary = self.writer = None
         if keras.backend.backend() == "tensorflow":
@@ -70,7 +66,7 @@ class MetricsLog(NoLog):
             with self._tensorboard_errors():
                 self.writer = summary.create_file_writer(str(self.tensorboard))
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.file = open(self.path, "a", buffering=1)
         return self
 
@@ -89,10 +85,10 @@ class MetricsLog(NoLog):
         reconstruction, clustering = losses["reconstruction"], losses["clustering"]
         rate = "" if learning_rate is None else learning_rate
         self.file.write(
-            f"{self.state.updates},{self.state.epoch},{split},{reconstruction},{clustering},{rate}\n"
+            f"{self.state.total_steps},{self.state.epoch},{split},{reconstruction},{clustering},{rate}\n"
         )
         if self.writer:
-            step = self.state.updates
+            step = self.state.total_steps
             with self._tensorboard_errors(), self.writer.as_default(step=step):
                 self.summary.scalar(f"{split}/reconstruction", reconstruction)
                 self.summary.scalar(f"{split}/clustering", clustering)
@@ -103,7 +99,7 @@ class MetricsLog(NoLog):
         """Writes the preview, uint8 (h, w, 3) with blue first."""
         drawing.write_png(self.path.with_name(PREVIEW_NAME), picture)
         if self.writer:
-            with self._tensorboard_errors(), self.writer.as_default(step=self.state.updates):
+            with self._tensorboard_errors(), self.writer.as_default(step=self.state.total_steps):
                 self.summary.image("preview", picture[None, :, :, ::-1])
 
     @contextlib.contextmanager

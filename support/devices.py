@@ -1,11 +1,11 @@
 """The devices, of one machine or of several, that share the batches of a training run.
 
-Several devices are the JAX backend's business: there the update of a whole batch is one program,
-whatever the number of devices, so that batch statistics, clusters and clipped gradients are those
-of the whole batch. Keras on TensorFlow clips the gradients of each device's part instead.
+Several devices need the JAX backend: there the update of a whole batch is one program, whatever
+the number of devices, so that batch statistics, clusters and clipped gradients are those of the
+whole batch. Keras on TensorFlow clips the gradients of each device's shard instead.
 
-Each process of a run that spans several calls the same things in the same order; what they have
-to agree on passes through a `Team`.
+Each process of a run with several processes calls the same things in the same order; what they
+have to agree on passes through a `DeviceGroup`.
 """
 
 import contextlib
@@ -13,17 +13,15 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-import keras
 import numpy as np
 
-from dataset import BatchShape
-from hparams import UserError
-
-FEWEST_PICTURES = 32  # of a granule; small batches would else meet many numbers of pictures
+from batches import BatchShape
+from support.backend import keras
+from support.files import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Team:
+class DeviceGroup:
     """The devices of a run; by default the one that the backend chooses.
 
     Attributes:
@@ -39,21 +37,19 @@ class Team:
     distribution: keras.distribution.DataParallel | None = None
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process is the one that writes and prints."""
         return self.process == 0
 
-    def batch_shape(self, batch_size: int) -> BatchShape:
-        """The shapes of this process's part of the batches."""
-        if keras.backend.backend() != "jax":
-            return BatchShape()
-        local = max(1, len(self.devices) // self.processes)
-        granule = max(FEWEST_PICTURES, batch_size // self.processes)
-        return BatchShape(self.process, self.processes, -(-granule // local) * local)
+    def batch_shape(self) -> BatchShape:
+        """The shapes of this process's shard of the batches."""
+        # JAX compiles a program for every shape that it meets.
+        fixed = keras.backend.backend() == "jax"
+        return BatchShape(self.process, self.processes, fixed)
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Variables made and batches met inside are spread over the devices.
+    def scope(self) -> Iterator[None]:
+        """Variables made and batches used inside are spread over the devices.
 
         Raises:
             UserError: another process of the run has ended.
@@ -67,9 +63,9 @@ class Team:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
-        return bool(self.total(np.array([flag], np.float64))[0])
+        return bool(self.all_reduce_sum(np.array([flag], np.float64))[0])
 
-    def total(self, values: np.ndarray) -> np.ndarray:
+    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
         """The sum over all processes of float64 (n,), the same to the last bit in each."""
         if self.processes == 1:
             return values
@@ -80,12 +76,14 @@ class Team:
         gathered = np.asarray(multihost_utils.process_allgather(halves))
         return np.ascontiguousarray(gathered).view(np.float64).sum(axis=0)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when every process has come here."""
         self.any(False)
 
 
-def join(coordinator: str, num_processes: int, process_id: int, timeout: int = 100) -> None:
+def initialize_distributed(
+    coordinator: str, num_processes: int, process_id: int, timeout: int = 100
+) -> None:
     """Makes this process one of several that train together; to be called before all else.
 
     Args:
@@ -128,7 +126,7 @@ def join(coordinator: str, num_processes: int, process_id: int, timeout: int = 1
         ) from error
 
 
-def find(num_devices: int, batch_size: int) -> Team:
+def select_devices(num_devices: int, batch_size: int) -> DeviceGroup:
     """The devices of a run.
 
     Args:
@@ -143,7 +141,7 @@ def find(num_devices: int, batch_size: int) -> Team:
             raise UserError(
                 f"--num_devices: {num_devices} devices need the JAX backend: set KERAS_BACKEND=jax"
             )
-        return Team()
+        return DeviceGroup()
     import jax
 
     of_process = [
@@ -155,7 +153,7 @@ def find(num_devices: int, batch_size: int) -> Team:
         raise UserError(f"--num_devices: {num_devices} is not allowed; there are {fewest}")
     if num_devices == 0 and max(map(len, of_process)) > fewest:
         raise UserError(f"--num_devices: the machines have not equally many; choose up to {fewest}")
-    # The parts of a batch stand in the order of the processes.
+    # The shards of a batch stand in the order of the processes.
     chosen = [device for devices in of_process for device in devices[: num_devices or fewest]]
     if batch_size % len(chosen):
         raise UserError(
@@ -164,13 +162,13 @@ def find(num_devices: int, batch_size: int) -> Team:
         )
     names = tuple(f"{device.platform}:{device.id}" for device in chosen)
     if len(chosen) == 1:
-        return Team(names)
+        return DeviceGroup(names)
     distribution = keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
-    return Team(names, jax.process_index(), jax.process_count(), distribution)
+    return DeviceGroup(names, jax.process_index(), jax.process_count(), distribution)
 
 
 @contextlib.contextmanager
-def _lost_peers():
+def _lost_peers() -> Iterator[None]:
     """Turns the failure of a communication into one line."""
     import jax
 

@@ -1,17 +1,11 @@
 """Work done ahead of its use, by threads or by processes.
 
-OpenCV and large NumPy copies release the interpreter's lock, but handing it to and fro costs about
-what a second thread gains where each such piece is short, as in cropping. Processes have a lock
-each. One gets the function to call, with all data that it holds, in memory that all of them share,
-and leaves its results in memory that it shares with the caller: what is large is never sent.
+OpenCV and large NumPy copies release the interpreter's lock, but passing it between threads costs
+about what a second thread gains where each such piece is short, as in cropping. Processes have a
+lock each. One gets the function to call, with all data that it holds, in memory that all of them
+share, and leaves its results in memory that it shares with the caller: large arrays are never
+sent. (multiprocessing would import the main script, and with it TensorFlow, in every process.)
 """
-
-import signal
-
-if __name__ == "__main__":
-    # A service that is stopped may signal all of its processes; the caller decides when to end.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 import contextlib
 import mmap
@@ -21,125 +15,94 @@ import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hparams import UserError
+from support.files import UserError
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 SLOTS = 3  # results of a process that may be in use at the same time without being copied
-LARGE = 2**14  # bytes from which on an array is shared and not sent
+MIN_SHARED = 2**14  # bytes from which on an array is shared and not sent
 ALIGNMENT = 64
-PATIENCE = 10  # seconds that a process gets to end
+SECONDS_TO_END = 10  # that a process gets
+ROOT = str(Path(__file__).parents[1])
+# A service that is stopped may signal all of its processes; the caller decides when to end.
+CHILD = """import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.path.insert(0, sys.argv[1])
+from support import workers
+workers.serve([int(argument) for argument in sys.argv[2:]])
+"""
 
 
 def prefetch(
-    prepare: Callable[[Any], Any],
-    plans: Iterable[Any],
+    fn: Callable[[Any], Any],
+    items: Iterable[Any],
     workers: int | None = None,
     *,
     processes: bool = False,
 ) -> Iterator[Any]:
-    """Results of `prepare` over `plans`, in order, computed ahead.
+    """Results of `fn` for `items`, in order, computed ahead.
 
     Args:
-        prepare: makes a result from a plan; for processes it must be possible to pickle it.
-        plans: what to make, which may go on for ever.
+        fn: makes a result from an item; for processes it must be possible to pickle it.
+        items: may go on for ever.
         workers: how many results to work on at a time; None: half as many as there are cores.
         processes: whether several workers are processes; otherwise, or alone, they are threads.
 
     Raises:
         UserError: a process was ended from outside.
     """
-    workers = workers or max(1, min((os.cpu_count() or 1) // 2, MOST_WORKERS))
+    workers = workers or max(1, min((os.cpu_count() or 1) // 2, MAX_WORKERS))
     with ExitStack() as stack:
         if processes and workers > 1:
-            prepare = stack.enter_context(_Processes(prepare, workers))
+            fn = stack.enter_context(_ProcessPool(fn, workers))
         pool = stack.enter_context(ThreadPoolExecutor(workers))
-        waiting = deque()
+        pending = deque()
         try:
-            for plan in plans:
-                waiting.append(pool.submit(prepare, plan))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for item in items:
+                pending.append(pool.submit(fn, item))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
-_idle: list[memoryview] = []
-_offered: list["_Memory"] = []  # in a process, where its next result will go
+_idle: list[tuple[memoryview, dict]] = []  # memory in nobody's use, and its notes
+_result_memory: list["_SharedMemory"] = []  # in a worker process: where its next result goes
 
 
-def used_memory(size: int) -> np.ndarray:
-    """Memory that was used before, uint8 (size,), full of anything.
+def reusable_buffer(size: int) -> tuple[np.ndarray, dict]:
+    """Memory that was used before: fresh memory costs as much time as filling it.
 
-    It comes again once no array refers to it. In a process that works for another, the first that
-    a call asks for is where its result goes, so that it need not be copied there.
+    It is given out again once no array refers to it. In a worker process, the first buffer that a
+    call asks for is where its result goes, so that it need not be copied there.
+
+    Returns:
+        uint8 (size,), with any content, and notes: a dictionary that stays with the memory, where
+        one user can tell the next what it left there.
     """
-    if _offered:
-        return np.frombuffer(_offered.pop().at_least(size), np.uint8, size)
-    try:
-        memory = _idle.pop()
-    except IndexError:
-        memory = memoryview(b"")
+    if _result_memory:
+        shared = _result_memory.pop()
+        return np.frombuffer(shared.at_least(size), np.uint8, size), shared.notes
+    memory, notes = _idle.pop() if _idle else (memoryview(b""), {})
     if memory.nbytes < size:
-        memory = memoryview(np.empty(size, np.uint8))
+        memory, notes = memoryview(np.empty(size, np.uint8)), {}
     # All views of this array, and views of them, keep it alive, for it is no view of an array.
     owner = np.frombuffer(memory, np.uint8, size)
-    weakref.finalize(owner, _idle.append, memory).atexit = False
-    return owner
-
-
-class Feed:
-    """An iterator that another thread may be reading when it is closed, and that keeps its error.
-
-    TensorFlow reads what `fit` is given in a thread of its own, never lets go of it, and wraps
-    what it raises.
-
-    Args:
-        source: a generator.
-
-    Attributes:
-        error: what the source raised, or None.
-    """
-
-    def __init__(self, source: Iterator[Any]):
-        self.source, self.error = source, None
-        self.closed, self.lock = False, threading.Lock()
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        with self.lock:
-            if self.closed:
-                raise StopIteration
-            try:
-                return next(self.source)
-            except UserError as error:
-                self.error = error
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        """Closes the source; raises what it raised in place of what became of that."""
-        with self.lock:
-            self.closed = True
-            self.source.close()
-        if isinstance(error, Exception) and self.error is not None:
-            raise self.error from None
+    weakref.finalize(owner, _idle.append, (memory, notes)).atexit = False
+    return owner, notes
 
 
 class _Packed(NamedTuple):
@@ -153,7 +116,7 @@ class _Packed(NamedTuple):
         return pickle.loads(self.pickled, buffers=buffers)
 
 
-class _Memory:
+class _SharedMemory:
     """Memory that processes share, without a name and gone with the last of them.
 
     Args:
@@ -161,8 +124,9 @@ class _Memory:
     """
 
     def __init__(self, descriptor: int | None = None):
-        self.descriptor = _nameless_file() if descriptor is None else descriptor
+        self.descriptor = _anonymous_file() if descriptor is None else descriptor
         self.map = None
+        self.notes: dict = {}  # see `reusable_buffer`; of its size now
 
     def at_least(self, size: int) -> mmap.mmap:
         """A map of it that has so many bytes; it never shrinks."""
@@ -170,19 +134,20 @@ class _Memory:
             if os.fstat(self.descriptor).st_size < size:
                 os.ftruncate(self.descriptor, size)
             self.map = mmap.mmap(self.descriptor, 0)
+            self.notes = {}
         return self.map
 
-    def pack(self, thing: Any) -> _Packed:
-        """Pickles a thing, its large arrays into this memory, unless they are there already."""
+    def pack(self, obj: Any) -> _Packed:
+        """Pickles a obj, its large arrays into this memory, unless they are there already."""
         large: list[memoryview] = []
 
         def is_small(buffer):
             raw = buffer.raw()
-            if raw.nbytes >= LARGE:
+            if raw.nbytes >= MIN_SHARED:
                 large.append(raw)
-            return raw.nbytes < LARGE
+            return raw.nbytes < MIN_SHARED
 
-        pickled = pickle.dumps(thing, protocol=5, buffer_callback=is_small)
+        pickled = pickle.dumps(obj, protocol=5, buffer_callback=is_small)
         firsts = [self._place(raw) for raw in large]
         end = max(
             (f + raw.nbytes for f, raw in zip(firsts, large, strict=True) if f is not None),
@@ -210,11 +175,11 @@ class _Memory:
         return first if 0 <= first < len(self.map) else None
 
     def size(self, packed: _Packed) -> int:
-        """How many bytes of it a packed thing takes."""
+        """How many bytes of it a packed obj takes."""
         return max((last for _, last in packed.spans), default=0)
 
 
-class _Processes:
+class _ProcessPool:
     """Calls a function in other processes, as many at a time as there are.
 
     Args:
@@ -224,12 +189,12 @@ class _Processes:
 
     def __init__(self, function: Callable[[Any], Any], count: int):
         self.function, self.count = function, count
-        self.idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self.idle: queue.SimpleQueue[_WorkerProcess] = queue.SimpleQueue()
 
     def __enter__(self) -> Callable[[Any], Any]:
-        memory = _Memory()
+        memory = _SharedMemory()
         packed = memory.pack(self.function)
-        self.all = [_Process(memory, packed) for _ in range(self.count)]
+        self.all = [_WorkerProcess(memory, packed) for _ in range(self.count)]
         os.close(memory.descriptor)
         for process in self.all:
             self.idle.put(process)
@@ -241,29 +206,29 @@ class _Processes:
         for process in self.all:
             process.end()
 
-    def call(self, plan: Any) -> Any:
-        """What the function makes of a plan."""
+    def call(self, item: Any) -> Any:
+        """What the function makes of a item."""
         process = self.idle.get()
         try:
-            return process.call(plan)
+            return process.call(item)
         finally:
             self.idle.put(process)
 
 
-class _Process:
-    """Another Python that runs this module, and the memory that its results come in.
+class _WorkerProcess:
+    """Another Python that runs `serve`, and the memory that its results come in.
 
     Args:
         memory: holds the large arrays of the function.
         function: packed into it.
     """
 
-    def __init__(self, memory: _Memory, function: _Packed):
-        self.slots = [_Memory() for _ in range(SLOTS)]
+    def __init__(self, memory: _SharedMemory, function: _Packed):
+        self.slots = [_SharedMemory() for _ in range(SLOTS)]
         self.free = list(range(SLOTS))  # the last used first: it may do with fewer
         shared = [memory.descriptor, *(slot.descriptor for slot in self.slots)]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, shared)],
+            [sys.executable, "-c", CHILD, ROOT, *map(str, shared)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=shared,
@@ -271,10 +236,10 @@ class _Process:
         )
         self._send(function)
 
-    def call(self, plan: Any) -> Any:
-        """What the function makes of a plan; its large arrays stay where they are."""
+    def call(self, item: Any) -> Any:
+        """What the function makes of a item; its large arrays stay where they are."""
         slot = self.free.pop() if self.free else None
-        self._send((plan, slot))
+        self._send((item, slot))
         try:
             packed, error = pickle.load(self.process.stdout)
         except (EOFError, pickle.UnpicklingError):  # it ended before its answer did
@@ -299,7 +264,7 @@ class _Process:
     def end(self) -> None:
         """Waits for its end; results that are in use keep their memory."""
         try:
-            self.process.wait(PATIENCE)
+            self.process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -307,9 +272,9 @@ class _Process:
         for slot in self.slots:
             os.close(slot.descriptor)
 
-    def _send(self, thing: Any) -> None:
+    def _send(self, obj: Any) -> None:
         try:
-            pickle.dump(thing, self.process.stdin, protocol=5)
+            pickle.dump(obj, self.process.stdin, protocol=5)
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._lost() from None
@@ -322,31 +287,31 @@ class _Process:
         )
 
 
-def _nameless_file() -> int:
+def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("results")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-def _serve(descriptors: list[int]) -> None:
-    """The life of a process: gets a function, then plans, until its caller goes away."""
+def serve(descriptors: list[int]) -> None:
+    """The life of a process: gets a function, then items, until its caller goes away."""
     received, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not come between the results
-    memory, *slots = map(_Memory, descriptors)
+    memory, *slots = map(_SharedMemory, descriptors)
     packed, function = pickle.load(received), None
     nowhere = _Packed(b"", [])
     while True:
         try:
-            plan, slot = pickle.load(received)
+            item, slot = pickle.load(received)
         except EOFError:
             return
         try:
             if function is None:
                 shared = memoryview(memory.at_least(1)) if packed.spans else memoryview(b"")
                 function = packed.load(shared)
-            _offered[:] = [] if slot is None else [slots[slot]]
-            result = function(plan)
+            _result_memory[:] = [] if slot is None else [slots[slot]]
+            result = function(item)
             answer = _sent(result) if slot is None else slots[slot].pack(result)
             pickle.dump((answer, None), results, protocol=5)
         except Exception as error:
@@ -354,12 +319,5 @@ def _serve(descriptors: list[int]) -> None:
         results.flush()
 
 
-def _sent(thing: Any) -> _Packed:
-    return _Packed(pickle.dumps(thing, protocol=5), [])
-
-
-if __name__ == "__main__":
-    # Under its own name, by which what is received refers to it.
-    import workers
-
-    workers._serve([int(argument) for argument in sys.argv[1:]])
+def _sent(obj: Any) -> _Packed:
+    return _Packed(pickle.dumps(obj, protocol=5), [])

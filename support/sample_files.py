@@ -4,9 +4,9 @@
 """
 
 import hashlib
-import json
 import re
 import tempfile
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,31 +16,66 @@ import dataset
 import drawing
 from checkpoints import BEST
 from dataset import Split
-from hparams import CONFIG_NAME, HParams, UserError, read_config
+from hparams import CONFIG_NAME, HParams, read_config
+from support.files import UserError, file_sha256, read_json, read_npy, write_json
 
 SAMPLES_NAME = "samples.json"
-# What samples.json says, in order. Beside published samples it is absent, and nothing is known.
-FACTS = (
-    "model_dir",
-    "model_sha256",
-    "data_dir",
-    "data_sha256",
-    "scale_factor",
-    "categories",
-    "split",
-    "num_per_category",
-    "prob",
-    "masking",
-    "random_seed_sha256",
-    "temperature",
-    "greedy",
-    "seed",
-    "batch_size",
-    "pictures",
-    "max_seq_len",
-    "counts",
-)
+ADVICE = "sample into another directory"
 Key = tuple[int, int]  # category, and the sketch's row in its split's file
+
+
+@dataclass(frozen=True)
+class SampleMetadata:
+    """What samples.json says. Beside published samples it is absent, and nothing is known: None.
+
+    Attributes:
+        model_dir: the model that drew the samples.
+        model_sha256: checksum of its weights.
+        data_dir: the data that they were made from.
+        data_sha256: checksum of these sketches.
+        scale_factor: raw units per model unit.
+        categories: those sampled.
+        split: train, valid or test.
+        num_per_category: the first so many sketches of each category's file.
+        prob: share of the patches that was erased.
+        masking: how; see `utils.make_graph`.
+        random_seed_sha256: checksum of the numbers that decided what was erased.
+        temperature: of the drawing.
+        greedy: whether the most likely was drawn.
+        seed: of the drawing.
+        batch_size: sketches drawn at a time.
+        pictures: which of svg and png were written.
+        max_seq_len: most rows of a sketch.
+        counts: sketches of each category.
+    """
+
+    model_dir: str | None = None
+    model_sha256: str | None = None
+    data_dir: str | None = None
+    data_sha256: str | None = None
+    scale_factor: float | None = None
+    categories: list[str] | None = None
+    split: str | None = None
+    num_per_category: int | None = None
+    prob: float | None = None
+    masking: str | None = None
+    random_seed_sha256: str | None = None
+    temperature: float | None = None
+    greedy: bool | None = None
+    seed: int | None = None
+    batch_size: int | None = None
+    pictures: list[str] | None = None
+    max_seq_len: int | None = None
+    counts: dict[str, int] | None = None
+
+    def differences(self, other: "SampleMetadata") -> list[str]:
+        """In what samples made otherwise differ, by fingerprints and not by where files are."""
+        return [
+            f"{f.name} was {getattr(other, f.name)}, is {getattr(self, f.name)}"
+            for f in fields(self)
+            if f.name not in ("model_dir", "data_dir")
+            and getattr(self, f.name) != getattr(other, f.name)
+        ]
 
 
 class Samples(NamedTuple):
@@ -53,8 +88,8 @@ class Samples(NamedTuple):
         keys: (category, index) of each generated sketch, sorted.
         sketches: the generated sketches, stroke-3 (n, 3) in model units, n >= 0.
         members: int64, the original's position in `split` for each key.
-        facts: what made the samples, `FACTS`; None where it is not known.
-        remarks: what a user should know, a line each.
+        metadata: what made the samples.
+        warnings: what a user should know, a line each.
     """
 
     sample_dir: Path
@@ -63,8 +98,8 @@ class Samples(NamedTuple):
     keys: list[Key]
     sketches: list[np.ndarray]
     members: np.ndarray
-    facts: dict[str, Any]
-    remarks: tuple[str, ...]
+    metadata: SampleMetadata
+    warnings: tuple[str, ...]
 
 
 def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | Path) -> Samples:
@@ -87,16 +122,16 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
     config = read_config(Path(model_dir) / CONFIG_NAME)
     model_sha256 = file_sha256(Path(model_dir) / BEST)
     path = sample_dir / SAMPLES_NAME
-    facts = dict.fromkeys(FACTS) | (read_facts(path) if path.exists() else {})
-    if facts["model_sha256"] not in (None, model_sha256):
+    metadata = read_metadata(path) if path.exists() else SampleMetadata()
+    if metadata.model_sha256 not in (None, model_sha256):
         raise UserError(
-            f"{sample_dir}: its samples were made by another model, that in {facts['model_dir']}, "
+            f"{sample_dir}: its samples were made by another model, that in {metadata.model_dir}, "
             f"not by that in {model_dir}"
         )
-    split_name = facts["split"] or "test"
-    data, remarks = load_split(data_dir, config.hparams, config.scale_factor, split_name)
+    split_name = metadata.split or "test"
+    data, warnings = load_split(data_dir, config.hparams, config.scale_factor, split_name)
     split = data.splits[split_name]
-    remarks = [*remarks, *data.remarks]
+    warnings = [*warnings, *data.warnings]
     positions = {split.key(i): i for i in range(len(split))}
     for key in keys:
         if key not in positions:
@@ -107,16 +142,16 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
             )
     if path.exists():
         names = np.array(config.hparams.categories)[split.category]
-        chosen = np.isin(names, facts["categories"]) & (split.index < facts["num_per_category"])
+        chosen = np.isin(names, metadata.categories) & (split.index < metadata.num_per_category)
         made = np.flatnonzero(chosen).tolist()
-        if facts["data_sha256"] != split_sha256(split, made):
+        if metadata.data_sha256 != split_sha256(split, made):
             raise UserError(
                 f"{sample_dir}: its samples were made from other data, that in "
-                f"{facts['data_dir']}, not from that in {data_dir}"
+                f"{metadata.data_dir}, not from that in {data_dir}"
             )
-        if facts["scale_factor"] != data.scale_factor:
+        if metadata.scale_factor != data.scale_factor:
             raise UserError(
-                f"{sample_dir}: its samples have the scale factor {facts['scale_factor']}, the "
+                f"{sample_dir}: its samples have the scale factor {metadata.scale_factor}, the "
                 f"model {data.scale_factor}"
             )
         strangers = set(keys) - {split.key(i) for i in made}
@@ -126,18 +161,23 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
                 f"{SAMPLES_NAME} speaks of; move it elsewhere"
             )
         if len(keys) < len(made):
-            remarks.append(f"only {len(keys)} of {len(made)} samples are there")
+            warnings.append(f"only {len(keys)} of {len(made)} samples are there")
     else:
-        remarks.append(
+        warnings.append(
             f"{sample_dir} has no {SAMPLES_NAME}, as samples of the published code; taking them "
             f"for {split_name} sketches redrawn by the model in {model_dir}"
         )
-    facts |= {"model_dir": str(Path(model_dir).resolve()), "model_sha256": model_sha256}
-    facts |= {"data_dir": str(Path(data_dir).resolve()), "scale_factor": data.scale_factor}
+    metadata = replace(
+        metadata,
+        model_dir=str(Path(model_dir).resolve()),
+        model_sha256=model_sha256,
+        data_dir=str(Path(data_dir).resolve()),
+        scale_factor=data.scale_factor,
+    )
     members = np.array([positions[key] for key in keys])
     sketches = [read_strokes(stroke_path(sample_dir, key)) for key in keys]
     return Samples(
-        sample_dir, config.hparams, split, keys, sketches, members, facts, tuple(remarks)
+        sample_dir, config.hparams, split, keys, sketches, members, metadata, tuple(warnings)
     )
 
 
@@ -153,22 +193,22 @@ def load_split(
     These are the scale factor and the longest sketch; without one of them, all categories come.
 
     Returns:
-        The data, and remarks on what the model lacks, a line each.
+        The data, and warnings on what the model lacks, a line each.
     """
     needed = (split,)
-    remarks = []
+    warnings = []
     if scale_factor is None:
         needed = tuple({"train", split})
         categories = None
-        remarks.append("the model has no scale factor; it is computed from the training sketches")
+        warnings.append("the model has no scale factor; it is computed from the training sketches")
     if hparams.max_seq_len == -1:
         needed, categories = dataset.SPLITS, None
     data = dataset.load_dataset(
         data_dir, hparams, scale_factor=scale_factor, splits=needed, categories=categories
     )
     if hparams.max_seq_len == -1:
-        remarks.append(f"the model has no longest sketch; taking {data.max_seq_len} rows")
-    return data, remarks
+        warnings.append(f"the model has no longest sketch; taking {data.max_seq_len} rows")
+    return data, warnings
 
 
 def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[str, Any]:
@@ -185,8 +225,8 @@ def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[s
         What was written.
     """
     options = samples.hparams.model_dump(mode="json")
-    result = {**samples.facts, "model_options": options, **measure}
-    drawing.write_text(samples.sample_dir / name, json.dumps(result, indent=1) + "\n")
+    result = {**asdict(samples.metadata), "model_options": options, **measure}
+    write_json(samples.sample_dir / name, result)
     return result
 
 
@@ -201,13 +241,8 @@ def read_strokes(path: Path) -> np.ndarray:
     Raises:
         UserError: no such file, or it holds something else.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path}: can't be read ({reason}); draw it again") from None
-    good = isinstance(array, np.ndarray) and array.dtype.kind in "iuf"
-    good = good and array.ndim == 3 and array.shape[::2] == (1, 3)
+    array = read_npy(path)
+    good = array.dtype.kind in "iuf" and array.ndim == 3 and array.shape[::2] == (1, 3)
     if good:
         with np.errstate(over="ignore"):
             farthest = np.abs(array).sum(axis=1)  # of its own type, as it is drawn
@@ -217,40 +252,30 @@ def read_strokes(path: Path) -> np.ndarray:
     return array[0]
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What samples.json holds.
+def read_metadata(path: Path) -> SampleMetadata:
+    """What samples.json says.
 
     Raises:
         UserError: it is damaged.
     """
-    try:
-        facts = json.loads(path.read_text())
-        missing = [name for name in FACTS if name not in facts]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); sample into another directory") from None
-    if missing:
-        raise UserError(f"{path}: does not say {missing[0]}; sample into another directory")
-    number, names = facts["num_per_category"], facts["categories"]
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: damaged, no object; {ADVICE}")
+    names = [f.name for f in fields(SampleMetadata)]
+    for name in names:
+        if name not in values:
+            raise UserError(f"{path}: does not say {name}; {ADVICE}")
+    metadata = SampleMetadata(**{name: values[name] for name in names})
+    number, categories = metadata.num_per_category, metadata.categories
     good = {
         "num_per_category": isinstance(number, int) and number > 0,
-        "categories": isinstance(names, list) and all(isinstance(name, str) for name in names),
-        "split": facts["split"] in dataset.SPLITS,
+        "categories": isinstance(categories, list) and all(isinstance(n, str) for n in categories),
+        "split": metadata.split in dataset.SPLITS,
     }
     for name, is_good in good.items():
         if not is_good:
-            raise UserError(
-                f"{path}: damaged, {name} is {facts[name]!r}; sample into another directory"
-            )
-    return facts
-
-
-def file_sha256(path: str | Path) -> str:
-    """Fingerprint of a file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+            raise UserError(f"{path}: damaged, {name} is {values[name]!r}; {ADVICE}")
+    return metadata
 
 
 def split_sha256(split: Split, members: list[int]) -> str:

@@ -1,0 +1,291 @@
+"""Sketches to batches: augmentation, stroke-5, patches and graph masks.
+
+Everything random is a function of (seed, epoch, position of the sketch) or (seed, split,
+position), so that batches are the same whatever the number of workers, and a run can be resumed
+at any batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+import utils
+from dataset import SPLITS, Split
+from hparams import HParams
+from support.workers import prefetch, reusable_buffer
+
+START_ROW = (0, 0, 1, 0, 0)
+END_ROW = (0, 0, 0, 0, 1)
+# First entries of the random streams' keys.
+ORDER_STREAM, SKETCH_STREAM, EVALUATION_STREAM = 0, 1, 2
+NO_SKETCH = np.zeros((0, 3), np.float32)
+NO_CENTERS = np.zeros((0, 2), np.int64)
+MAX_STEP_COUNTS = 4  # of an evaluation, where shapes are fixed
+
+Batch = dict[str, np.ndarray]
+Items = TypeVar("Items", list, np.ndarray, range)
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The shapes of batches, and which shard of each to make; by default whole batches.
+
+    Attributes:
+        shard_index: which of the equal shards of each batch to make.
+        num_shards: into how many consecutive shards a batch is cut.
+        fixed: a compiler that works for every new shape wants few of them: batches of an
+            evaluation are filled up with steps, and with sketches that count nowhere.
+    """
+
+    shard_index: int = 0
+    num_shards: int = 1
+    fixed: bool = False
+
+    def shard(self, items: Items) -> Items:
+        """The shard to make of what a batch is made from."""
+        size = len(items) // self.num_shards
+        return items[self.shard_index * size : (self.shard_index + 1) * size]
+
+
+WHOLE = BatchShape()
+
+
+def training_batches(
+    split: Split,
+    hparams: HParams,
+    steps: int,
+    *,
+    first_epoch: int = 0,
+    first_batch: int = 0,
+    workers: int | None = None,
+    shape: BatchShape = WHOLE,
+) -> Iterator[Batch]:
+    """Endless batches, epoch after epoch, each epoch in an order of its own; see `make_batch`.
+
+    An epoch has `len(split) // batch_size` batches: the rest is left out of it.
+
+    Args:
+        split: the training sketches, at least batch_size of them.
+        hparams: the options.
+        steps: T.
+        first_epoch: epochs already made.
+        first_batch: batches already made of that epoch.
+        workers: processes (one: a thread) that prepare batches; None: half as many as there are
+            cores.
+        shape: of the batches, and the shard of each batch that is wanted.
+    """
+    size = hparams.batch_size
+
+    def members():
+        epoch, batch = first_epoch, first_batch
+        while True:
+            order = _rng(hparams, ORDER_STREAM, epoch).permutation(len(split))
+            for start in range(batch * size, len(split) // size * size, size):
+                yield order[start : start + size], epoch
+            epoch, batch = epoch + 1, 0
+
+    make = _TrainingBatch(split, hparams, steps, shape)
+    return prefetch(make, members(), workers, processes=True)
+
+
+def evaluation_batches(
+    split: Split,
+    hparams: HParams,
+    *,
+    stream: str,
+    workers: int | None = None,
+    shape: BatchShape = WHOLE,
+) -> Iterator[Batch]:
+    """Every sketch once, in order, nothing masked or augmented; see `make_batch`.
+
+    The last batch may be smaller, and a batch has as many steps as its longest sketch has rows:
+    after a sketch's end nothing counts in evaluation.
+
+    Args:
+        split: the sketches.
+        hparams: the options.
+        stream: the split's name, which with the sketch's position decides its random numbers.
+        workers: as in `training_batches`.
+        shape: as in `training_batches`.
+    """
+    size = hparams.batch_size
+    members = (range(i, min(i + size, len(split))) for i in range(0, len(split), size))
+    make = _EvaluationBatch(split, hparams, SPLITS.index(stream), shape)
+    return prefetch(make, members, workers, processes=True)
+
+
+# Classes, not functions inside of functions, so that a worker process can be sent them.
+
+
+@dataclass(frozen=True)
+class _TrainingBatch:
+    """Makes a batch of the sketches at some positions, in some epoch."""
+
+    split: Split
+    hparams: HParams
+    steps: int
+    shape: BatchShape
+
+    def __call__(self, item: tuple[np.ndarray, int]) -> Batch:
+        members, epoch = item
+        rngs = [_rng(self.hparams, SKETCH_STREAM, epoch, i) for i in self.shape.shard(members)]
+        sketches = [
+            augment(self.split.sketch(i), self.hparams, rng)
+            for i, rng in zip(self.shape.shard(members), rngs, strict=True)
+        ]
+        return make_batch(sketches, self.hparams, self.steps, rngs, self.hparams.mask_prob)
+
+
+@dataclass(frozen=True)
+class _EvaluationBatch:
+    """Makes a batch of consecutive sketches."""
+
+    split: Split
+    hparams: HParams
+    stream: int
+    shape: BatchShape
+
+    def __call__(self, members: range) -> Batch:
+        steps = int(self.split.lengths[members.start : members.stop].max())
+        if self.shape.fixed:
+            longest = int(self.split.lengths.max())
+            few = -(-longest // MAX_STEP_COUNTS)
+            steps = min(-(-steps // few) * few, longest)
+            members = range(members.start, members.start + self.hparams.batch_size)
+        members = self.shape.shard(members)
+        sketches = [self.split.sketch(i) if i < len(self.split) else NO_SKETCH for i in members]
+        rngs = [_rng(self.hparams, EVALUATION_STREAM, self.stream, i) for i in members]
+        return make_batch(sketches, self.hparams, steps, rngs, 0.0)
+
+
+def make_batch(
+    sketches: list[np.ndarray],
+    hparams: HParams,
+    steps: int,
+    rngs: list[np.random.Generator],
+    mask_prob: float,
+) -> Batch:
+    """One batch of B sketches, stroke-3 in model units, with their random numbers.
+
+    A sketch without any rows counts nowhere in an evaluation.
+
+    Returns:
+        patches: uint8 (B, G, S, S), the pictures of the nodes.
+        graph_masks: float32 (B, P, P).
+        strokes: float32 (B, steps + 1, 5), stroke-5.
+        eps: float32 (B, Z), standard normal, for drawing z.
+        dropout_seed: int32 (B,), for the decoder's dropout.
+    """
+    seeds = [rng.random(hparams.graph_number - 1) for rng in rngs]
+    batch, _ = make_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds)
+    batch["graph_masks"][[len(sketch) == 0 for sketch in sketches]] = 0
+    return {
+        **batch,
+        "strokes": to_stroke5(sketches, steps),
+        "eps": np.stack([rng.standard_normal(hparams.z_size, np.float32) for rng in rngs]),
+        "dropout_seed": np.array([rng.integers(2**31) for rng in rngs], np.int32),
+    }
+
+
+def make_graphs(
+    sketches: list[np.ndarray],
+    hparams: HParams,
+    *,
+    mask_prob: float = 0.0,
+    seeds: list[np.ndarray] | None = None,
+    masking: str = "patch",
+) -> tuple[Batch, list[utils.SketchGraph]]:
+    """Draws and crops B sketches; as `utils.make_graph` one by one, but faster.
+
+    Args:
+        sketches: stroke-3 in model units; one of fewer than two rows is a blank canvas.
+        hparams: graph_number and graph_picture_size are read.
+        mask_prob: see `utils.make_graph`.
+        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
+        masking: see `utils.make_graph`.
+
+    Returns:
+        What the encoder takes: patches and graph_masks as in `make_batch`; and the graphs, whose
+        patches are views of these.
+    """
+    graph, side = hparams.graph_number, hparams.graph_picture_size
+    patches, inked = _picture_buffer(len(sketches), graph, side)
+    linked = np.zeros((len(sketches), graph - 1), np.float32)
+    drawn = [i for i, sketch in enumerate(sketches) if len(sketch) > 1]
+    layouts = dict(zip(drawn, utils.lay_out([sketches[i] for i in drawn], side), strict=True))
+    graphs = []
+    for i in range(len(sketches)):
+        centers, masked = NO_CENTERS, []
+        if i in layouts:
+            centers = layouts[i].centers[: graph - 1]
+            erase = utils.choose_erased(len(centers), mask_prob, seeds[i] if seeds else None)
+            masked = utils.crop_patches(layouts[i], erase, patches[i], inked[i], masking=masking)
+        else:
+            patches[i][inked[i]] = 0
+            inked[i] = False
+        linked[i] = utils.linked_nodes(len(centers), masked, graph)
+        graphs.append(utils.SketchGraph(patches[i], len(centers), masked, centers))
+    return {"patches": patches, "graph_masks": linked[:, :, None] * linked[:, None]}, graphs
+
+
+def _picture_buffer(count: int, graph: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (count, G, S, S) to fill, and which of them may not be zero, (count, G).
+
+    Blank pictures mostly stand where blank ones stood in the batch before.
+    """
+    shape = (count, graph, side, side)
+    buffer, notes = reusable_buffer(int(np.prod(shape)))
+    inked = notes.get(shape)
+    if inked is None:
+        notes.clear()
+        inked = notes[shape] = np.ones(shape[:2], bool)
+    return buffer.reshape(shape), inked
+
+
+def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:
+    """Stroke-3 sketches of at most `steps` rows to float32 (B, steps + 1, 5).
+
+    Row 0 is (0, 0, 1, 0, 0); after a sketch's rows (dx, dy, draw, lift, end) come end rows.
+    """
+    strokes = np.empty((len(sketches), steps + 1, 5), np.float32)
+    strokes[:, 0] = START_ROW
+    for padded, sketch in zip(strokes[:, 1:], sketches, strict=True):
+        n = len(sketch)
+        padded[:n, :2] = sketch[:, :2]
+        padded[:n, 2] = 1 - sketch[:, 2]
+        padded[:n, 3] = sketch[:, 2]
+        padded[:n, 4] = 0
+        padded[n:] = END_ROW
+    return strokes
+
+
+def augment(sketch: np.ndarray, hparams: HParams, rng: np.random.Generator) -> np.ndarray:
+    """Stretches the axes and drops rows of a training sketch, stroke-3 (n, 3) (sketch-rnn).
+
+    dx and dy are multiplied by two factors uniform in [1 - r, 1 + r], r = random_scale_factor.
+    Then a row goes, with probability augment_stroke_prob, by being merged into its predecessor,
+    from the third row of an unlifted run on: strokes keep their ends.
+    """
+    if hparams.random_scale_factor > 0:
+        r = hparams.random_scale_factor
+        sketch = sketch.copy()
+        sketch[:, :2] *= rng.uniform(1 - r, 1 + r, 2).astype(sketch.dtype)
+    if hparams.augment_stroke_prob > 0:
+        drop = rng.random(len(sketch)) < hparams.augment_stroke_prob
+        draws = sketch[:, 2] == 0
+        inside = np.append(False, draws[1:] & draws[:-1])
+        rows = np.arange(len(sketch))
+        # Rows since a lift, this one included, while none lifts the pen.
+        run = rows - np.maximum.accumulate(np.where(inside, 0, rows))
+        drop &= run > 2
+        kept = sketch[~drop]
+        # One after the other: the order decides the rounding.
+        np.add.at(kept, np.cumsum(~drop)[drop] - 1, sketch[drop])
+        sketch = kept
+    return sketch
+
+
+def _rng(hparams: HParams, *key: int) -> np.random.Generator:
+    return np.random.default_rng([hparams.seed, *map(int, key)])
