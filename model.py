@@ -433,7 +433,12 @@ class SPGra2Seq(keras.Model):
         """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
         patches = ops.convert_to_tensor(patches)
         embeddings = self.patch_encoder(ops.reshape(patches, (-1, *patches.shape[2:])))
-        return ops.reshape(embeddings, (-1, patches.shape[1], EMBEDDING))
+        embeddings = ops.reshape(embeddings, (-1, patches.shape[1], EMBEDDING))
+        # A sketch's blank nodes must tie, however a product's kernel rounds its last rows.
+        blank = ops.logical_not(ops.any(ops.cast(patches, "bool"), axis=(2, 3)))
+        first = first_argmax(ops.cast(blank, "int32"))[:, None, None]
+        first_blank = ops.take_along_axis(embeddings, first, axis=1)
+        return ops.where(blank[:, :, None], first_blank, embeddings)
 
     def adjacency(self, patches, graph_masks):
         """uint8 (B, G, S, S) and (B, P, P) to the row-normalised adjacency (B, G, G)."""
