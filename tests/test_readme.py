@@ -50,7 +50,7 @@ def test_what_is_named_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
-    for name in re.findall(r"`(\w+\.py)`|python (\w+\.py)", README):
+    for name in re.findall(r"`([\w/]+\.py)`|python ([\w/]+\.py)", README):
         assert (ROOT / (name[0] or name[1])).is_file(), name
     for path in re.findall(r"\]\(([\w/.]+)\)", README):
         assert (ROOT / path).exists(), path
