@@ -53,6 +53,9 @@ $(VENV)/created:
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { \
 		echo "Python 3.11, 3.12 or 3.13 is needed and not found$(if $(PYTHON), as $(PYTHON)): install"\
 		"one, or name it with PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@if [ -e $(VENV) ] && [ -n "$$(ls -A $(VENV))" ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
+		echo "$(VENV) holds something else than a Python environment: choose another VENV" >&2; \
+		exit 1; fi
 	"$(PYTHON)" -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 		echo "$(PYTHON) makes environments without pip: install its venv package (on Debian and"\

@@ -251,12 +251,16 @@ def write_sample(
     """Writes the files of one sketch; its strokes come last and mark it as complete."""
     category, index = key
     name = f"{category}_{index}"
-    write_file(output_dir / f"code_{name}.npy", lambda file: np.save(file, code[None]))
+
+    def write(file_name, content):
+        write_file(output_dir / file_name, content, survives_power_loss=False)
+
+    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
     if "svg" in pictures:
-        write_file(output_dir / f"{name}.svg", drawing.to_svg(sketch))
+        write(f"{name}.svg", drawing.to_svg(sketch))
     if "png" in pictures:
         drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
-    write_file(stroke_path(output_dir, key), lambda file: np.save(file, sketch[None]))
+    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
 def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:

@@ -22,9 +22,12 @@ from model import CHANNELS, EMBEDDING, OUTPUT_WIDTH
 from rnn import ROW_WIDTH
 
 SHARED = Path(__file__).parents[2] / "shared"
+# Those that the published implementation was timed at.
+TIMED = {"batch_size": 16, "dec_rnn_size": 512, "num_mixture": 50, "max_seq_len": 100}
 SIZES = {
-    # Those that the published implementation was timed at.
-    "timed": {"batch_size": 16, "dec_rnn_size": 512, "num_mixture": 50, "max_seq_len": 100},
+    "timed": TIMED,
+    "timed layer_norm": TIMED | {"dec_model": "layer_norm"},
+    "timed hyper": TIMED | {"dec_model": "hyper"},
     "default": {"max_seq_len": 250},
     "demo": {
         "batch_size": 32,
@@ -100,6 +103,11 @@ def encoder_products(side: int) -> float:
         total += side * side * 4 * inputs * outputs
         inputs = outputs
     return total
+
+
+def pictures_with_ink(patches: np.ndarray) -> int:
+    """How many of the pictures (B, G, S, S) are not blank."""
+    return int(np.count_nonzero(patches.any(axis=(2, 3))))
 
 
 def graph_products(hparams: HParams) -> float:
