@@ -116,6 +116,11 @@ def decoder_products(hparams: HParams) -> float:
     return 4 * units * (units + ROW_WIDTH) + units * OUTPUT_WIDTH
 
 
+def has_sketches(kind: str) -> bool:
+    """Whether the sketches of a kind in `SKETCHES` are there, or doodles stand in for them."""
+    return (SHARED / "data" / SKETCHES[kind][0]).is_dir()
+
+
 def load(kind: str, count: int, max_seq_len: int) -> dataset.Dataset:
     """Sketches of a kind in `SKETCHES`, or doodles where these are absent.
 
@@ -126,7 +131,7 @@ def load(kind: str, count: int, max_seq_len: int) -> dataset.Dataset:
     """
     folder, name = SKETCHES[kind]
     folder = SHARED / "data" / folder
-    if not folder.is_dir():
+    if not has_sketches(kind):
         folder = Path("/tmp/sp_gra2seq_benchmark")
         name = "house"
         doodles.write_doodles(folder, categories=[name], train=1000)
