@@ -104,7 +104,7 @@ def cropping() -> dict[str, dict[str, float | None]]:
             "copy": seconds["copy"] / len(sketches),
             "published": None,
         }
-        if timings and name in timings["crop_per_sketch_ms"]:
+        if name in timings["crop_per_sketch_ms"]:
             theirs = 1e-3 * timings["crop_per_sketch_ms"][name][0]
             loop = {"python_loop": seconds["loop"]}
             results[name]["published"] = common.scaled(theirs, "python_loop", loop)

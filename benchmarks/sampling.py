@@ -116,7 +116,7 @@ def _published(units: int, steps: int, kernels: dict[str, float]) -> dict[str, f
     timings = common.published()
     runs = [
         run
-        for run in (timings["sample_per_sketch"] if timings else [])
+        for run in timings["sample_per_sketch"]
         if (run["dec_rnn_size"], run["max_seq_len"]) == (units, steps)
     ]
     if not runs:
@@ -136,7 +136,7 @@ def ranking(counts: tuple[int, ...]) -> dict:
         timed).
     """
     timings = common.published()
-    theirs = {run["N"]: run["seconds"][0] for run in (timings["ret"] if timings else [])}
+    theirs = {run["N"]: run["seconds"][0] for run in timings["ret"]}
     found = {}
     rng = np.random.default_rng(0)
     for count in counts:

@@ -27,7 +27,8 @@ def training(kind: str, size: str, iterations: int) -> dict:
         step: median of one on a batch that is there already.
         wait: their difference, the cost of preparing batches beside the step.
         floor: the step's matrix products at the rate of a bare one.
-        published: the published iteration, scaled; None at sizes where it was not timed.
+        published: the published iteration, scaled; None where it was not timed: at other sizes, on
+            doodles.
     """
     hparams = HParams(**common.SIZES[size])
     make_deterministic(0)
@@ -59,7 +60,7 @@ def training(kind: str, size: str, iterations: int) -> dict:
     products += common.graph_products(hparams) + steps * common.decoder_products(hparams)
     floor = common.floor_seconds(3 * hparams.batch_size * products, kernels)
     reference = None
-    if size == "timed" and common.published():
+    if size == "timed" and common.has_sketches(kind):
         runs = common.published()["training_iteration"]
         name = {"aaron_sheep": "aaron_sheep", "quickdraw": "bird"}[kind]
         total = np.median([run["total_s"][0] for run in runs if name in run["data"]])
