@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops, tree
 
+from support.backend import MixedLayer, mixed_matmul, to_compute_dtype
+
 ROW_WIDTH = 5
 GATES = "ijfo"
 FORGET_BIAS = 1.0
@@ -40,29 +42,6 @@ class OrthogonalPerGate(keras.initializers.Initializer):
         rows, columns = shape
         block = (rows, columns // len(GATES))
         return ops.concatenate([self.orthogonal(block, dtype=dtype) for _ in GATES], axis=1)
-
-
-class MixedLayer(keras.layers.Layer):
-    """A layer that chooses itself what is computed in its policy's compute type.
-
-    Keras would cast all inputs and all variables, and so also what needs float32's digits.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-
-    def add_weight(self, **kwargs):
-        """As Keras's, and read as float32 everywhere."""
-        return super().add_weight(autocast=False, **kwargs)
-
-    def low(self, x):
-        """`x` in the compute type, for `product`."""
-        return ops.cast(x, self.compute_dtype)
-
-
-def product(x, kernel):
-    """`x` times `kernel`, made in the kernel's type, of `x`'s type."""
-    return ops.cast(ops.matmul(ops.cast(x, kernel.dtype), kernel), x.dtype)
 
 
 class LSTMCell(MixedLayer):
@@ -97,7 +76,9 @@ class LSTMCell(MixedLayer):
     def step(self, projected, state):
         """One step: (B, 4 R) and (c, h) to h, (c, h)."""
         c, h = state
-        gates = projected + product(h, self.low(self.recurrent_kernel))
+        gates = projected + mixed_matmul(
+            h, self.to_compute_dtype(self.recurrent_kernel), self.compute_dtype
+        )
         c, h, _ = _lstm_gates(gates, c, (), ())
         return h, (c, h)
 
@@ -183,7 +164,9 @@ class LayerNormLSTMCell(MixedLayer):
     def step(self, projected, state):
         """One step: (B, 4 R) and (h, c) to h, (h, c)."""
         h, c = state
-        gates = projected + product(h, self.low(self.recurrent_kernel))
+        gates = projected + mixed_matmul(
+            h, self.to_compute_dtype(self.recurrent_kernel), self.compute_dtype
+        )
         c, h, _ = _layer_norm_gates(gates, c, (), _tensors(self.gains))
         return h, (h, c)
 
@@ -287,7 +270,7 @@ class HyperLSTMCell(MixedLayer):
     def step(self, projected, state):
         """One step: (B, 4 R), the hyper cell's, and the state to h and the state."""
         weights = _lowered(self._weights(), self.compute_dtype)
-        state, _ = _hyper_step(projected, state, weights, ())
+        state, _ = _hyper_step(projected, state, weights, (), self.compute_dtype)
         return state[0], state
 
     def unroll(self, projected, state, masks=None):
@@ -492,12 +475,12 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
     @ops.custom_gradient
     def run(projected, kernel, c0, h0, *rest):
         gains, masks = rest[:count], rest[count:]
-        kernel = ops.cast(kernel, dtype)
+        kernel = to_compute_dtype(kernel, dtype)
 
         def forward(carry, inputs):
             c, h, _ = carry
             gates, *mask = inputs
-            return between(gates + product(h, kernel), c, mask, gains)
+            return between(gates + mixed_matmul(h, kernel, dtype), c, mask, gains)
 
         start = (c0, h0, ops.zeros_like(projected[0]))
         (c_last, h_last, _), (cs, hs, saved) = _scan(forward, start, (projected, *masks))
@@ -509,7 +492,7 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
             def backward(carry, inputs):
                 d_c, d_gates, *_ = carry
                 d_h, saved, c_before, c, *mask = inputs
-                d_h = d_h + product(d_gates, kernel_t)
+                d_h = d_h + mixed_matmul(d_gates, kernel_t, dtype)
                 return between_gradient(saved, c_before, c, d_c, d_h, mask, gains)
 
             (d_c0, d_gates0, *_), (_, d_projected, *d_gains) = _scan(
@@ -522,7 +505,7 @@ def _unroll(between, between_gradient, projected, kernel, c0, h0, masks, gains=(
                 d_projected,
                 _kernel_gradient(_before(h0, hs), d_projected, dtype),
                 d_c0,
-                product(d_gates0, kernel_t),
+                mixed_matmul(d_gates0, kernel_t, dtype),
                 *[ops.sum(d_gain, axis=0) for d_gain in d_gains],
                 *[ops.zeros_like(mask) for mask in masks],
             )
@@ -560,7 +543,7 @@ def _kernel_gradient(inputs, d_outputs, dtype="float32"):
     """Of a product made in `dtype` at every step: (T, B, M) and (T, B, N) to (M, N)."""
     inputs = ops.reshape(inputs, (-1, inputs.shape[-1]))
     d_outputs = ops.reshape(d_outputs, (-1, d_outputs.shape[-1]))
-    return product(ops.transpose(inputs), ops.cast(d_outputs, dtype))
+    return mixed_matmul(ops.transpose(inputs), to_compute_dtype(d_outputs, dtype), dtype)
 
 
 class _HyperWeights(NamedTuple):
@@ -582,22 +565,22 @@ class _HyperWeights(NamedTuple):
 
 
 def _lowered(weights, dtype):
-    """The weights with the kernels of the recurrence in `dtype`."""
+    """The weights with the kernels of the recurrence as products in `dtype` take them."""
     return weights._replace(
-        recurrent=ops.cast(weights.recurrent, dtype),
-        hyper_input=ops.cast(weights.hyper_input, dtype),
-        hyper_recurrent=ops.cast(weights.hyper_recurrent, dtype),
+        recurrent=to_compute_dtype(weights.recurrent, dtype),
+        hyper_input=to_compute_dtype(weights.hyper_input, dtype),
+        hyper_recurrent=to_compute_dtype(weights.hyper_recurrent, dtype),
     )
 
 
-def _hyper_step(projected, state, weights, mask):
+def _hyper_step(projected, state, weights, mask, dtype):
     """To the next state, and the two pre-activations that the gradient starts from."""
     x, hyper_x = projected
     h, hyper_h, c, hyper_c = state
-    hyper_gates = product(hyper_h, weights.hyper_recurrent)
-    hyper_gates = hyper_gates + product(h, weights.hyper_input) + hyper_x
+    hyper_gates = mixed_matmul(hyper_h, weights.hyper_recurrent, dtype)
+    hyper_gates = hyper_gates + mixed_matmul(h, weights.hyper_input, dtype) + hyper_x
     hyper_c, hyper_h, _ = _layer_norm_gates(hyper_gates, hyper_c, (), weights.hyper_gains)
-    recurrent = product(h, weights.recurrent)
+    recurrent = mixed_matmul(h, weights.recurrent, dtype)
     x_scale, scale, shift = _modulations(hyper_h, weights)
     gates = x_scale * x + scale * recurrent + shift + weights.bias
     c, h, _ = _layer_norm_gates(gates, c, mask, weights.gains)
@@ -699,7 +682,7 @@ def _hyper_unroll(projected, state, weights, masks, dtype):
 
         def forward(carry, inputs):
             x, hyper_x, *mask = inputs
-            state, between = _hyper_step((x, hyper_x), carry[:4], w, mask)
+            state, between = _hyper_step((x, hyper_x), carry[:4], w, mask, dtype)
             return (*state, *between)
 
         start = (h0, hyper_h0, c0, hyper_c0, ops.zeros_like(hyper_x[0]), ops.zeros_like(x[0]))
@@ -714,9 +697,9 @@ def _hyper_unroll(projected, state, weights, masks, dtype):
 
             def h_gradients(d):
                 """Of both hidden vectors before a step."""
-                d_h = product(d.recurrent, recurrent_t)
-                d_h = d_h + product(d.hyper_gates, hyper_input_t)
-                return d_h, product(d.hyper_gates, hyper_recurrent_t)
+                d_h = mixed_matmul(d.recurrent, recurrent_t, dtype)
+                d_h = d_h + mixed_matmul(d.hyper_gates, hyper_input_t, dtype)
+                return d_h, mixed_matmul(d.hyper_gates, hyper_recurrent_t, dtype)
 
             def backward(d, inputs):
                 d_h, d_hyper_h, step, *mask = inputs
