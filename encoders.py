@@ -97,7 +97,7 @@ class PatchEncoder(MixedLayer):
         for layer, kernel in enumerate(self.filters):
             x = cells.multiply(x, layer, self.to_compute_dtype(kernel))
             if self.biases:
-                x = cells.add(ops.cast(x, self.variable_dtype), layer, self.biases[layer])
+                x = cells.add(ops.cast(x, "float32"), layer, self.biases[layer][:])
             x = ops.relu(x) if self.relus[layer] else x
         return ops.cast(cells.pool(x), self.variable_dtype)
 
