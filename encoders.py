@@ -157,6 +157,12 @@ def _scaled(pixels, dtype):
     return to_compute_dtype(ops.cast(pixels, "float32") / 127.5 - 1, dtype)
 
 
+def _largest(windows):
+    """(N, F, D) to (N, D)."""
+    # Keras asks that there be a number at all, unless there is one to begin with.
+    return ops.max(windows, axis=1, initial=-math.inf)
+
+
 def _flat_kernel(kernel, layer, from_one):
     """A convolution's kernel (2, 2, C, D) as a matrix.
 
@@ -228,7 +234,7 @@ class _Dense:
         within = np.flatnonzero(self._within(last))
         if len(within) < x.shape[1]:
             x = ops.take(x, within.astype(np.int32), axis=1)
-        return ops.max(x, axis=1)
+        return _largest(x)
 
     def _within(self, layer):
         width = self.grid.padded_width(layer)
@@ -324,7 +330,7 @@ class _Inked:
         """The maximum over a picture's cells: (N, D)."""
         link = self.links[self.grid.layers]
         windows = _linked_rows(x, link, self.grid.kind_count)
-        return ops.max(ops.reshape(windows, (-1, link.children.shape[1], x.shape[-1])), axis=1)
+        return _largest(ops.reshape(windows, (-1, link.children.shape[1], x.shape[-1])))
 
 
 def _kinds_of_level(grid, layer):

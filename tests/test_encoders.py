@@ -113,7 +113,7 @@ def both_of(encoder, pictures, **options):
 @pytest.mark.parametrize("method", METHODS)
 def test_encoder_is_the_convolutional_network(way, method, side):
     """Skipping and reordering cells changes neither vectors nor gradients, at any side."""
-    encoder = PatchEncoder(**METHODS[method], seed=side)
+    encoder = PatchEncoder(**METHODS[method], seed=side + 1)  # with 200 two maxima nearly tie
     ours, theirs, pairs = both_of(encoder, drawn(side, seed=side))
     assert relative(ours, theirs) < FORWARD
     for name, one, other in pairs:
