@@ -183,14 +183,11 @@ def _cell_kernel(kernel):
 
     Of the cell's four windows each sees its own four pixels; zeros stand for the others.
     """
-    channels = kernel.shape[-1]
-    source = np.full((CELL, CELL, 2, 2, channels), 4 * channels, np.int32)
-    for y, x in np.ndindex(CELL, CELL):
-        pixel = 2 * (y % 2) + x % 2
-        source[y, x, y // 2, x // 2] = pixel * channels + np.arange(channels)
-    values = ops.reshape(kernel, (-1,))
-    values = ops.concatenate([values, ops.zeros_like(values[:1])])
-    return ops.take(values, source.reshape(CELL * CELL, 4 * channels))
+    windows = [
+        ops.pad(kernel[:, :, 0], ((2 * y, 2 - 2 * y), (2 * x, 2 - 2 * x), (0, 0)))
+        for y, x in np.ndindex(2, 2)
+    ]
+    return ops.reshape(ops.concatenate(windows, axis=2), (CELL * CELL, -1))
 
 
 class _Dense:

