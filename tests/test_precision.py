@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from autodiff import gradients
 
-import rnn
+import unroll
 from support import precision
 from support.backend import keras, ops
 from support.precision import mixed_matmul, to_compute_dtype
@@ -111,7 +111,7 @@ def test_float32_stays_what_it_is():
 def test_kernel_gradients_of_a_recurrence_are_summed_in_float32():
     """The sum over all steps and sketches is one float32 sum."""
     inputs, d = operands((50, 6, 10), (50, 6, 20))
-    ours = rnn._kernel_gradient(ops.convert_to_tensor(inputs), ops.convert_to_tensor(d), MIXED)
+    ours = unroll._kernel_gradient(ops.convert_to_tensor(inputs), ops.convert_to_tensor(d), MIXED)
     assert_product(ours, inputs.reshape(-1, 10).T, d.reshape(-1, 20))
 
 
