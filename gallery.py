@@ -131,7 +131,12 @@ def confusion_png(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> byt
     width = len(tables) * (side + gap)
     figure = Figure((width / DPI, side / DPI), dpi=DPI, facecolor=_rgb(PAGE))
     texts = [_showable(name) for name in names]
-    font = {"fontsize": size, "family": _families("".join(texts)), "parse_math": False}
+    font = {
+        "fontsize": size,
+        "family": _families("".join(texts)),
+        "parse_math": False,
+        "textcoords": "offset points",
+    }
     paint = np.where(np.eye(count, dtype=bool)[..., None], _rgb(EDGE), _rgb(MASKED))
     edges = np.arange(count + 1) - 0.5
     for i, (title, counts) in enumerate(tables.items()):
@@ -143,9 +148,11 @@ def confusion_png(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> byt
         axes.vlines(edges, -0.5, count - 0.5, _rgb(RULE), linewidth=1)
         axes.set_title(f"{title}\nrows: true, columns: taken for, %", fontsize=1.1 * size)
         for k, text in enumerate(texts):
-            axes.text(k, count - 0.3, text, font, rotation=90, ha="center", va="top")
+            below = {"xy": (k, count - 0.5), "xytext": (0, -6), "rotation": 90}
+            axes.annotate(text, **below, **font, ha="center", va="top")
             if i == 0:
-                axes.text(-0.7, k, text, font, ha="right", va="center")
+                left = {"xy": (-0.5, k), "xytext": (-6, 0)}
+                axes.annotate(text, **left, **font, ha="right", va="center")
         for row, column in np.argwhere(shares > 0) if numbered else ():
             share = shares[row, column]
             text = "100" if share == 1 else f"{100 * share:.1f}"

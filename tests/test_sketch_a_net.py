@@ -464,34 +464,3 @@ def test_no_place_to_write(data, tmp_path):
         sketch_a_net.train(tmp_path / "file" / "classifier", data, NAMES, TINY)
 
 
-def test_the_confusion_picture():
-    """Shares are coloured in their cells, names stand at their rows and columns."""
-    counts = np.array([[30, 10, 0], [0, 0, 0], [0, 5, 5]])
-    picture = drawing.confusion_picture({"one": counts, "two": np.eye(3, dtype=int)}, "aWl")
-    assert picture.dtype == np.uint8 and picture.shape[1] % 2 == 0
-    one, two = np.hsplit(picture, 2)
-    cell, right, bottom = 56, one.shape[1] - 16, one.shape[0] - 16
-    ruled = (one[:, :, 0] == drawing.RULE[0]).sum(axis=0)
-    left = int(np.flatnonzero(ruled > 3 * cell - 5)[0])
-    top = bottom - 3 * cell
-    for row, column in np.ndindex(3, 3):
-        y, x = top + row * cell + 4, left + column * cell + 4
-        share = counts[row, column] / max(counts[row].sum(), 1)
-        paint = drawing.EDGE if row == column else drawing.MASKED
-        expected = [round(255 - share * (255 - part)) for part in paint]
-        assert one[y, x].tolist() == expected, (row, column)
-        assert (two[y, x] == 255).all() == (row != column)
-        inside = one[y : y + 48, x : x + 48]
-        assert (inside != inside[0, 0]).any() == (share > 0), "a number where there is a share"
-    ink = (one != drawing.PAGE[0]).any(axis=2)
-    # W is the widest letter: it takes the most room across, upright or lying.
-    beside = [
-        np.ptp(np.flatnonzero(ink[top + i * cell :][:cell, : left - 2].any(0))) for i in (0, 1, 2)
-    ]
-    above = [
-        np.ptp(np.flatnonzero(ink[top - 20 : top, left + i * cell :][:, :cell].any(1)))
-        for i in (0, 1, 2)
-    ]
-    assert np.argmax(beside) == 1 and np.argmin(beside) == 2
-    assert np.argmax(above) == 1 and np.argmin(above) == 2
-    assert right > left
