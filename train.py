@@ -281,17 +281,12 @@ def evaluate(
 
 
 def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> np.ndarray:
-    """The first validation sketches of each category, corrupted and redrawn: uint8 (h, w, 3).
+    """Some validation sketches, corrupted and redrawn: uint8 (h, w, 3).
 
-    Of many categories some are shown, evenly chosen. What is erased and the drawing's random
-    numbers are the same each time.
+    What is erased and the drawing's random numbers are the same each time.
     """
     split = data.splits["valid"]
-    shown = np.unique(split.category)
-    if len(shown) > PREVIEWED:
-        shown = shown[np.linspace(0, len(shown) - 1, PREVIEWED).round().astype(int)]
-    members = split.first_of_each(PREVIEWED // len(shown))
-    members = [i for i in members if split.category[i] in shown]
+    members = previewed(split)
     sketches = [split.sketch(i) for i in members]
     rng = np.random.default_rng(hparams.seed)
     seeds = [rng.random(hparams.graph_number - 1) for _ in members]
@@ -327,6 +322,15 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
         for found, sketch in zip(encoded, sketches, strict=True)
     ]
     return gallery.gallery(examples, per_row=PREVIEW_COLUMNS, by_category=False)
+
+
+def previewed(split: dataset.Split) -> list[int]:
+    """Positions of the first sketches of each category; of many, of some evenly chosen ones."""
+    shown = np.unique(split.category)
+    if len(shown) > PREVIEWED:
+        shown = shown[np.linspace(0, len(shown) - 1, PREVIEWED).round().astype(int)]
+    among = np.flatnonzero(np.isin(split.category, shown))
+    return split.first_of_each(PREVIEWED // len(shown), among)
 
 
 def _start_or_resume(
