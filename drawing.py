@@ -154,7 +154,7 @@ def draw_graph(
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Writes a picture, grey or in colour with blue first, as `write_file` does."""
-    write_file(path, png(picture))
+    write_file(path, png(picture), survives_power_loss=False)
 
 
 def png(picture: np.ndarray) -> bytes:

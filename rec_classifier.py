@@ -134,6 +134,7 @@ def train(
             verbose=0,
         )
     except KeyboardInterrupt:
+        progress.close()
         print(f"Interrupted in epoch {progress.epoch + 1}; the same call goes on from its start.")
         return None
     finally:
