@@ -94,6 +94,13 @@ class HParams(BaseModel):
     num_per_category: int = Field(
         0, ge=0, description="Training sketches used of each category; 0 means all."
     )
+    split_train: float = Field(
+        0.0,
+        ge=0,
+        le=0.4,
+        description="Share of the training sketches that becomes the validation set of a file "
+        "without one, and as many the test set; 0: such a file is refused.",
+    )
     mask_prob: float = Field(
         0.1, ge=0, le=1, description="Share of a sketch's patches that is erased in training."
     )

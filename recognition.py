@@ -163,8 +163,9 @@ def recognise_originals(
     }
     with contextlib.suppress(UserError):  # not there, or damaged: judged again
         arrays, meta = checkpoints.read_arrays(path)
-        if meta == made_of:
-            return arrays["confusion"]
+        counts = arrays.get("confusion")
+        if meta == made_of and counts is not None and _is_confusion(counts, classes):
+            return counts
     sketches = [split.sketch(i) for i in range(len(split))]
     progress = cli.Progress("Judging originals", len(sketches))
     network = classifier.network
@@ -198,6 +199,11 @@ def _shares(confusion: np.ndarray) -> tuple[float, list[float | None]]:
     right, counts = np.diag(confusion).tolist(), confusion.sum(axis=1).tolist()
     each = [r / n if n else None for r, n in zip(right, counts, strict=True)]
     return sum(right) / sum(counts), each
+
+
+def _is_confusion(counts: np.ndarray, classes: int) -> bool:
+    """Whether an array may be what `sketch_a_net.confusion` returned."""
+    return counts.shape == (classes, classes) and counts.dtype.kind == "i" and counts.sum() > 0
 
 
 def _check(options: Options) -> None:

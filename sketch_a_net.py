@@ -10,13 +10,12 @@ whole training state) of one that is being trained.
 
 import contextlib
 import itertools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,11 +26,12 @@ import drawing
 from dataset import Split
 from hparams import HParams
 from support.backend import keras, ops
-from support.files import UserError, write_json
+from support.files import UserError, is_of_type, one_line, read_json, write_json
 from support.workers import prefetch
 
 FACTS_NAME = "classifier.json"
 SIDE = 225  # pixels of a picture, the article's
+MAX_WIDTH = 4096  # filters of the first layer
 PATIENCE = 4  # validations in a row without improvement
 VALIDATED = 250  # validation sketches of a category: enough to compare epochs by
 EVALUATION_BATCH = 64
@@ -286,21 +286,14 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
     """
     folder = Path(classifier_dir)
     path, weights = folder / FACTS_NAME, folder / checkpoints.BEST
-    try:
-        facts = {**json.loads(path.read_text())}  # a TypeError where it holds something else
-        options = Options(**facts["options"])
-        found = facts["categories"], facts["data"], facts["validation_accuracy"], facts["epochs"]
-        if not (isinstance(options.seed, int) and options.seed >= 0):
-            raise ValueError(f"seed {options.seed!r}")
-        if not (isinstance(options.width, int) and options.width > 0):
-            raise ValueError(f"width {options.width!r}")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged, no facts about a classifier ({error!r})") from None
-    if found[0] != list(categories):
+    facts = read_json(path)
+    options = _facts_options(facts, path)
+    found = facts["categories"]
+    if found != list(categories):
         raise UserError(
-            f"{folder} holds a classifier for other categories ({_listed(found[0])}), not for "
+            f"{folder} holds a classifier for other categories ({_listed(found)}), not for "
             f"{_listed(categories)}; choose another --classifier_dir"
         )
     network = SketchANet(len(categories), options.width, options.seed)
@@ -309,6 +302,24 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
         raise UserError(f"{weights}: does not belong to the {FACTS_NAME} beside it")
     checkpoints.assign(network.weights, arrays, weights)
     return Classifier(network, facts)
+
+
+def _facts_options(facts: Any, path: Path) -> Options:
+    """The options in a classifier's facts; UserError where these are damaged."""
+    kinds = {"categories": list[str], "data": str, "validation_accuracy": float, "epochs": int}
+    kinds["options"] = dict
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: damaged, no facts about a classifier")
+    for name, kind in kinds.items():
+        if not is_of_type(facts.get(name), kind):
+            raise UserError(f"{path}: damaged, {name} is {facts.get(name)!r:.60}")
+    options = facts["options"]
+    for field in fields(Options):
+        if not is_of_type(options.get(field.name), field.type):
+            raise UserError(f"{path}: damaged, {field.name} is {options.get(field.name)!r:.60}")
+    if len(options) != len(fields(Options)) or not 0 < options["width"] <= MAX_WIDTH:
+        raise UserError(f"{path}: damaged, its options are {options!r:.60}")
+    return Options(**options)
 
 
 def require_data(classifier: Classifier, data: TrainingData, classifier_dir: str | Path) -> None:
@@ -493,15 +504,20 @@ def _has_ended(state: State, options: Options) -> bool:
 
 def _as_state(meta: dict, path: Path) -> State:
     try:
-        return State(**meta["state"])
+        state = State(**meta["state"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: no training state ({error!r})") from None
+        raise UserError(f"{path}: no training state ({one_line(error)})") from None
+    for field in fields(State):
+        if not is_of_type(getattr(state, field.name), field.type):
+            raise UserError(f"{path}: damaged, {field.name} is {getattr(state, field.name)!r:.60}")
+    return state
 
 
 def _check_same(meta: dict, made_of: dict, path: Path) -> None:
     """Raises UserError unless the unfinished training of a file is this one."""
     differences = [name for name in ("categories", "data") if meta.get(name) != made_of[name]]
-    options = meta.get("options") or {}
+    options = meta.get("options")
+    options = options if isinstance(options, dict) else {}
     differences += [
         f"{name} (was {options.get(name)}, is {value})"
         for name, value in made_of["options"].items()
