@@ -19,7 +19,6 @@ from support.files import (
     UserError,
     is_of_type,
     one_line,
-    parse_json,
     read_json,
     read_npz,
     write_file,
@@ -75,7 +74,10 @@ class RunState:
         if not isinstance(values, dict) or values.keys() != names.keys():
             raise UserError(f"{path}: holds no training state")
         for name, field in names.items():
-            if not is_of_type(values[name], field.type):
+            fits = is_of_type(values[name], field.type)
+            if name == "best_loss":  # infinite until there is one
+                fits |= values[name] == float("inf")
+            if not fits:
                 raise UserError(f"{path}: damaged, its {name} is {values[name]!r:.60}")
         return cls(**{field.name: values[name] for name, field in names.items()})
 
@@ -196,12 +198,11 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise UserError(f"{path}: not found; is this the directory of a model?")
     arrays = read_npz(path)
     try:
-        # A best loss is infinite until there is one.
-        meta = parse_json(str(arrays.pop(META)), allow_infinity=True)
+        meta = json.loads(str(arrays.pop(META)))
         if not isinstance(meta, dict):
             raise ValueError("its meta is no object")
         return arrays, meta
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged, it can't be read ({one_line(error)})") from error
 
 

@@ -73,36 +73,13 @@ def write_json(path: str | Path, values: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds; all its numbers are finite.
+    """What a JSON file holds; numbers in it may be NaN or infinite.
 
     Raises:
         UserError: the file is missing or is no JSON.
     """
     with _one_line_errors(path, "damaged, not a JSON file"):
-        return parse_json(_read_bytes(path, MAX_JSON).decode("utf-8"))
-
-
-def parse_json(text: str, allow_infinity: bool = False) -> Any:
-    """What a JSON text holds.
-
-    Args:
-        text: the text.
-        allow_infinity: whether Infinity is a number; NaN never is.
-
-    Raises:
-        ValueError: it is no JSON, holds a number that is not finite, or is nested too deeply.
-    """
-
-    def number(text):
-        value = float(text)
-        if math.isnan(value) or (math.isinf(value) and not allow_infinity):
-            raise ValueError(f"{text} is not a finite number")
-        return value
-
-    try:
-        return json.loads(text, parse_float=number, parse_constant=number)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        return json.loads(_read_bytes(path, MAX_JSON).decode("utf-8"))
 
 
 def read_npy(path: str | Path) -> np.ndarray:
@@ -130,8 +107,6 @@ def _one_line_errors(path: str | Path, what: str) -> Iterator[None]:
     """Turns any error of reading a file into a `UserError` that says what it is."""
     try:
         yield
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found") from None
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged file can fail in any way
@@ -153,7 +128,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
 
     Args:
         value: from the file.
-        kind: bool, int (from 0 to 2**63 - 1), float, str, None, list[...] or dict[str, ...], or
+        kind: bool, int (from 0 to 2**63 - 1), float (finite), str, None, list[...] or dict[str, ...], or
             several of these (int | None).
     """
     origin, inner = get_origin(kind), get_args(kind)
@@ -168,7 +143,8 @@ def is_of_type(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and 0 <= value < 2**63
     if kind is float:
-        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+        whole = isinstance(value, int) and abs(value) < 2**63
+        return whole or (isinstance(value, float) and math.isfinite(value))
     return isinstance(value, kind)
 
 

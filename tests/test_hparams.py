@@ -43,6 +43,7 @@ DEFAULTS = {
     "seed": 0,
     "num_per_category": 0,
     "mask_prob": 0.1,
+    "split_train": 0.0,
 }
 
 
@@ -337,6 +338,7 @@ OTHERS = {
     "seed": 2**32 - 1,
     "num_per_category": 70,
     "mask_prob": 0.0,
+    "split_train": 0.2,
 }
 
 
@@ -442,7 +444,7 @@ def test_published_config():
     stored = json.loads(PUBLISHED.read_text())
     options = config.hparams.model_dump(mode="json")
     assert config.unknown == {"semi_percent": 0.0, "semi_balanced": False}
-    ours = {"seed": 0, "mask_prob": 0.1, "precision": "float32"}
+    ours = {"seed": 0, "mask_prob": 0.1, "split_train": 0.0, "precision": "float32"}
     assert {**options, **config.unknown} == {**ours, **stored}
     assert config.scale_factor is None
     assert "unknown option 'semi_percent'" in refusal(read_config, PUBLISHED)
