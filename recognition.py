@@ -17,12 +17,14 @@ import sketch_a_net
 from sketch_a_net import Classifier, Options
 from support import cli, sample_files
 from support.backend import make_deterministic
+from support.checks import MAX_BATCH, MAX_COUNT, check_whole, check_workers
 from support.files import UserError, file_sha256
 from support.sample_files import Samples
 
 RESULT_NAME = "rec.json"
 PICTURE_NAME = "rec_confusion.png"
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
+MAX_LEARNING_RATE = 1000
 CLASSIFIER_NAME = "classifier"  # directory in the model's
 
 
@@ -58,7 +60,7 @@ def recognition(
             classifier for other categories or of other data; a damaged or unwritable file.
     """
     options = options or Options()
-    _check(options)
+    _check(options, workers)
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
     for warning in samples.warnings:
         print(f"Note: {warning}.")
@@ -206,14 +208,14 @@ def _is_confusion(counts: np.ndarray, classes: int) -> bool:
     return counts.shape == (classes, classes) and counts.dtype.kind == "i" and counts.sum() > 0
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, workers: int | None) -> None:
+    most = {"batch_size": MAX_BATCH, "seed": MAX_SEED}
     least = {"train_per_category": 0, "per_epoch": 1, "epochs": 1, "batch_size": 1, "seed": 0}
     for name, low in least.items():
-        if getattr(options, name) < low:
-            raise UserError(f"--{name}: {getattr(options, name)} is not allowed; at least {low}")
-    if options.seed > MOST_SEED:
-        raise UserError(f"--seed: {options.seed} is not allowed; at most {MOST_SEED}")
-    if not 0 < options.learning_rate < float("inf"):
+        check_whole(name, getattr(options, name), low, most.get(name, MAX_COUNT))
+    check_whole("width", options.width, 1, sketch_a_net.MAX_WIDTH)
+    check_workers(workers)
+    if not 0 < options.learning_rate <= MAX_LEARNING_RATE:
         raise UserError(f"--learning_rate: {options.learning_rate} is not allowed; above 0")
 
 

@@ -128,8 +128,8 @@ def is_of_type(value: Any, kind: Any) -> bool:
 
     Args:
         value: from the file.
-        kind: bool, int (from 0 to 2**63 - 1), float (finite), str, None, list[...] or dict[str, ...], or
-            several of these (int | None).
+        kind: bool, int (from 0 to 2**63 - 1), float (finite), str, None, list[...] or
+            dict[str, ...], or several of these (int | None).
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
