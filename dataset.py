@@ -23,6 +23,7 @@ SPLITS = ("train", "valid", "test")
 LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
 MAX_OFFSET = 10**9  # raw units; nobody draws as far, and sums stay finite
 MIN_SCALE_FACTOR = 1e-6  # float32 divides by it
+MAX_UNUSABLE = 50_000  # entries of a split that are no sketches at all
 MAX_REASONS = 3  # that are told of why sketches were left out
 SPLIT_STREAM = 4  # first entry of the random streams' keys; see `batches` and `inference`
 # A file may hold one sketch several times without taking room for it: bounded.
@@ -128,7 +129,10 @@ def load_dataset(
         file_splits = _read_file(path, splits, hparams)
         for split in splits:
             # One array takes the place of the many before the next file is read.
-            piece, lost, read_as = _usable(file_splits.pop(split), category, hparams.max_seq_len)
+            part = file_splits.pop(split)
+            with _one_line_errors(path):
+                piece, lost, read_as = _usable(part, category, hparams.max_seq_len)
+            del part
             converted += read_as
             left_out[split] += lost
             if len(piece.index):
@@ -421,6 +425,8 @@ def _gather(
             sketch, said = to_stroke3(entry)
             if sketch is None:
                 unusable[said] += 1
+                if unusable.total() > MAX_UNUSABLE:
+                    raise DamagedFile(f"more than {MAX_UNUSABLE:,} of its entries {said}")
                 continue
             if said:
                 converted[said] += 1

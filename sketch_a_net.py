@@ -288,8 +288,7 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
     path, weights = folder / FACTS_NAME, folder / checkpoints.BEST
     if not path.exists():
         return None
-    facts = read_json(path)
-    options = _facts_options(facts, path)
+    facts, options = read_facts(path)
     found = facts["categories"]
     if found != list(categories):
         raise UserError(
@@ -304,8 +303,13 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
     return Classifier(network, facts)
 
 
-def _facts_options(facts: Any, path: Path) -> Options:
-    """The options in a classifier's facts; UserError where these are damaged."""
+def read_facts(path: Path) -> tuple[dict[str, Any], Options]:
+    """What classifier.json says, and the options in it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    facts = read_json(path)
     kinds = {"categories": list[str], "data": str, "validation_accuracy": float, "epochs": int}
     kinds["options"] = dict
     if not isinstance(facts, dict):
@@ -319,7 +323,7 @@ def _facts_options(facts: Any, path: Path) -> Options:
             raise UserError(f"{path}: damaged, {field.name} is {options.get(field.name)!r:.60}")
     if len(options) != len(fields(Options)) or not 0 < options["width"] <= MAX_WIDTH:
         raise UserError(f"{path}: damaged, its options are {options!r:.60}")
-    return Options(**options)
+    return facts, Options(**options)
 
 
 def require_data(classifier: Classifier, data: TrainingData, classifier_dir: str | Path) -> None:

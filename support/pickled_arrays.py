@@ -164,6 +164,7 @@ def _load(data: bytes, position: int) -> Any:
     push, pop = stack.append, stack.pop
     marks: list[int] = []
     memo: list = []
+    numbers: dict[int, int] = {}  # one object for all equal ones
     remember = memo.append
     begin, lists = position, -FREE_LISTS
     while True:
@@ -245,10 +246,12 @@ def _load(data: bytes, position: int) -> Any:
             push(data[position : position + length])
             position += length
         elif op == BININT2:
-            push(data[position] + 256 * data[position + 1])
+            number = data[position] + 256 * data[position + 1]
+            push(numbers.setdefault(number, number))
             position += 2
         elif op == BININT:
-            push(struct.unpack_from("<i", data, position)[0])
+            (number,) = struct.unpack_from("<i", data, position)
+            push(numbers.setdefault(number, number) if -(2**15) <= number < 2**15 else number)
             position += 4
         elif op == BINFLOAT:
             push(struct.unpack_from(">d", data, position)[0])
