@@ -14,6 +14,7 @@ from absl import flags
 import checkpoints
 import dataset
 import drawing
+import gallery
 import inference
 import utils
 from checkpoints import BEST
@@ -35,6 +36,7 @@ from support.sample_files import (
     split_sha256,
     stroke_path,
 )
+from support.workers import prefetch
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
@@ -205,9 +207,14 @@ def _draw(
         seed=metadata.seed,
         batch_size=metadata.batch_size,
     )
+
+    def write(found):
+        write_sample(output_dir, found.key, found.sketch, found.code, metadata.pictures)
+        return found
+
     with cli.Progress("Drawing", len(keys), done) as progress:
-        for found in drawn:
-            write_sample(output_dir, found.key, found.sketch, found.code, metadata.pictures)
+        # A thread writes while the next sketches are drawn.
+        for found in prefetch(write, drawn, workers=1, ahead=metadata.batch_size):
             if found.key in examples:
                 examples[found.key] = examples[found.key]._replace(generated=found.sketch)
             progress.update()
@@ -326,26 +333,26 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
     write_json(path, asdict(metadata))
 
 
-def _example(split: Split, member: int, hparams: HParams) -> drawing.Example:
+def _example(split: Split, member: int, hparams: HParams) -> gallery.Example:
     """What the gallery shows of a sketch before anything is drawn from it."""
     category, index = split.key(member)
-    return drawing.Example(hparams.categories[category], index, original=split.sketch(member))
+    return gallery.Example(hparams.categories[category], index, original=split.sketch(member))
 
 
-def _corrupted(example: drawing.Example, found: Encoded) -> drawing.Example:
+def _corrupted(example: gallery.Example, found: Encoded) -> gallery.Example:
     """An example with its patch graph and its corrupted canvas."""
     picture = drawing.draw_graph(example.original, found.graph, found.adjacency)
     return example._replace(graph_picture=picture, corrupted=found.graph.patches[0].copy())
 
 
 def _write_gallery(
-    output_dir: Path, examples: list[drawing.Example], metadata: SampleMetadata
+    output_dir: Path, examples: list[gallery.Example], metadata: SampleMetadata
 ) -> None:
     """gallery.png and index.html."""
     title = f"Redrawn, {metadata.prob:.0%} of the patches erased"
-    drawing.write_png(output_dir / "gallery.png", drawing.gallery(examples, title=title))
+    drawing.write_png(output_dir / "gallery.png", gallery.gallery(examples, title=title))
     names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
-    page = drawing.index_html(
+    page = gallery.index_html(
         examples, title=title, metadata={name: getattr(metadata, name) for name in names}
     )
     write_file(output_dir / "index.html", page)

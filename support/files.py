@@ -62,9 +62,10 @@ def write_file(
                     file.flush()
                     os.fsync(file.fileno())
             os.replace(temporary, path)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):  # the directory itself may be gone
             temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: str | Path, values: Any) -> None:

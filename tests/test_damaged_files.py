@@ -19,8 +19,8 @@ import pytest
 import checkpoints
 import dataset
 import import_checkpoint
+import rec_classifier
 import sample
-import sketch_a_net
 from checkpoints import RunState
 from hparams import HParams, read_config
 from support import sample_files
@@ -276,7 +276,7 @@ JSON_FILES = {
     "model_config.json": (write_config, read_config),
     "published.json": (write_config, lambda path: read_config(path, allow_unknown=True)),
     "samples.json": (write_samples, sample_files.read_metadata),
-    "classifier.json": (write_facts, sketch_a_net.read_facts),
+    "classifier.json": (write_facts, rec_classifier.read_metadata),
 }
 
 
