@@ -23,6 +23,7 @@ from hparams import CONFIG_NAME, HParams, read_config
 from inference import Encoded
 from model import SPGra2Seq
 from support import cli
+from support.checks import MAX_BATCH, MAX_SEED, check_real, check_whole, check_workers
 from support.files import UserError, file_sha256, read_npy, write_file, write_json
 from support.output_dir import write_to
 from support.sample_files import (
@@ -111,7 +112,7 @@ def sample(
         UserError: no model, no data, seeds that run out, an output_dir that holds other samples.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, masking, split, batch_size, pictures)
+    _check(num_per_category, prob, temperature, seed, masking, split, batch_size, pictures, workers)
     config = read_config(Path(model_dir) / CONFIG_NAME)
     hparams = config.hparams
     wanted = tuple(hparams.categories) if categories is None else categories
@@ -295,20 +296,20 @@ def write_sample(
     write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
-def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
-    if num_per_category < 1:
-        raise UserError(f"--num_per_category: {num_per_category} is not allowed; at least 1")
-    if not 0 <= prob <= 1:
-        raise UserError(f"--prob: {prob} is not allowed; from 0 to 1")
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"--temperature: {temperature} is not allowed; above 0")
+def _check(
+    num_per_category, prob, temperature, seed, masking, split, batch_size, pictures, workers
+) -> None:
+    check_whole("num_per_category", num_per_category, 1)
+    check_real("prob", prob, 0, 1)
+    check_real("temperature", temperature, inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE)
+    check_whole("seed", seed, 0, MAX_SEED)
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
+    check_workers(workers)
     if masking not in utils.MASKING_APPROACHES:
         allowed = ", ".join(utils.MASKING_APPROACHES)
         raise UserError(f"--masking: {masking!r} is not allowed; one of {allowed}")
     if split not in dataset.SPLITS:
         raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
-    if batch_size < 1:
-        raise UserError(f"--batch_size: {batch_size} is not allowed; at least 1")
     for kind in pictures:
         if kind not in PICTURES:
             raise UserError(f"--pictures: {kind!r} is not allowed; svg, png, both or none")
