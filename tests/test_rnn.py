@@ -581,7 +581,7 @@ def test_the_fused_kernel_is_for_gpus(kind, monkeypatch):
             if is_fused:
                 with monkeypatch.context() as patch:
                     used = []
-                    patch.setattr(unroll, "unroll", lambda *_: used.append(True))
+                    patch.setattr(unroll, "unroll", lambda *_, used=used: used.append(True))
                     if options != only("recurrent"):
                         decoder(z, rows, training=True, dropout_seed=seeds(3))
                     assert not used
