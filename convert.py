@@ -173,9 +173,7 @@ def simplified_rows(
     return simplify.to_stroke3(simplify.simplify(strokes, steps=steps, epsilon=epsilon))
 
 
-def _split(
-    name: str, done: Converted, shares: Sequence[float], seed: int
-) -> dict[str, np.ndarray]:
+def _split(name: str, done: Converted, shares: Sequence[float], seed: int) -> dict[str, np.ndarray]:
     """Object arrays train, valid and test of a category's sketches."""
     members: dict[str, list[int]] = {split: [] for split in SPLITS}
     free = []

@@ -288,9 +288,7 @@ def _read_npz(path: Path, absolute: bool) -> Iterator[Drawing]:
             yield _from_rows(entry, f"{path}, {split} {i}", "npz", split, absolute)
 
 
-def _from_rows(
-    entry: object, source: str, kind: str, split: str | None, absolute: bool
-) -> Drawing:
+def _from_rows(entry: object, source: str, kind: str, split: str | None, absolute: bool) -> Drawing:
     """A drawing from stroke-3 or stroke-5 rows, given as an array or as lists."""
     rows = _numbers(entry, source)
     if rows.size == 0:
@@ -346,9 +344,7 @@ def _checked(drawing: Drawing, may_be_simplified: bool = False) -> Drawing:
     if len(points) > MAX_POINTS:
         raise UserError(f"{drawing.source}: more than {MAX_POINTS:,} points")
     if not (np.abs(points) <= MAX_COORDINATE).all():  # false for NaN too
-        raise UserError(
-            f"{drawing.source}: damaged, a coordinate is not a number from -1e6 to 1e6"
-        )
+        raise UserError(f"{drawing.source}: damaged, a coordinate is not a number from -1e6 to 1e6")
     drawing = drawing._replace(strokes=strokes)
     if may_be_simplified:
         whole = (points == np.rint(points)).all() and points.min() >= 0 and points.max() <= EXTENT

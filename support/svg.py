@@ -327,7 +327,7 @@ def _flatten(runs: list[list[svgelements.PathSegment]], name: str) -> list[np.nd
 
 
 def _outline(segment: svgelements.PathSegment) -> np.ndarray:
-    """Points (n, 2) whose polygon is at least about as long as the segment, first and last on it."""
+    """Points (n, 2) on or around a segment, whose polygon is about as long as it or longer."""
     if isinstance(segment, svgelements.Arc):
         steps = max(2, math.ceil(abs(segment.sweep)))
         points = [segment.point(i / steps) for i in range(steps + 1)]
