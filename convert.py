@@ -3,6 +3,7 @@
 python convert.py --input=PATH[,PATH...] --data_dir=OUT [--category=NAME]
 """
 
+import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from support import cli, simplify
 from support.contact_sheet import contact_sheet
 from support.drawings import KINDS, Drawing, find_drawings, read_drawings
 from support.files import UserError, write_file
+from support.output_dir import write_to
 from support.simplify import STEPS, TooLong
 
 SHOWN = 40
@@ -63,7 +65,6 @@ def convert(
     unrecognized: bool = False,
     unchanged: bool = True,
     max_rows: int = 0,
-    overwrite: bool = False,
 ) -> dict[str, Converted]:
     """Writes `<data_dir>/<category>.npz`, and `.png` with its first drawings, for each category.
 
@@ -80,7 +81,6 @@ def convert(
         unrecognized: also take drawings that Quick, Draw! did not recognize.
         unchanged: drawings that have a data file's units already stay as they are.
         max_rows: leave out longer sketches; 0: none.
-        overwrite: replace data files that are there.
 
     Raises:
         UserError: nothing is written then.
@@ -90,9 +90,6 @@ def convert(
     found, skipped = find_drawings(inputs, category)
     for name in found:
         _check_name(name)
-        path = data_dir / f"{name}.npz"
-        if path.exists() and not overwrite:
-            raise UserError(f"{path}: is there already; choose another --data_dir, or --overwrite")
     for path in skipped:
         print(f"Note: {path}: holds no drawings, skipped.")
     categories, arrays = {}, {}
@@ -104,15 +101,13 @@ def convert(
         if not done.sketches:
             raise UserError(f"{name}: no usable drawing in {paths[0]}{_more(paths)}{_why(done)}")
         arrays[name] = _split(name, done, splits, seed)
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{data_dir}: can't be written ({error.strerror})") from error
-    for name, done in categories.items():
-        path = data_dir / f"{name}.npz"
-        write_file(path, lambda file, name=name: np.savez_compressed(file, **arrays[name]))
-        drawing.write_png(path.with_suffix(".png"), contact_sheet(done.sketches[:SHOWN]))
-        print(_report(name, done, {split: len(arrays[name][split]) for split in SPLITS}, path))
+    written = [f"{name}{ending}" for name in categories for ending in (".npz", ".png")]
+    with write_to(data_dir, "data", list(map(glob.escape, written))):
+        for name, done in categories.items():
+            path = data_dir / f"{name}.npz"
+            write_file(path, lambda file, name=name: np.savez_compressed(file, **arrays[name]))
+            drawing.write_png(path.with_suffix(".png"), contact_sheet(done.sketches[:SHOWN]))
+            print(_report(name, done, {split: len(arrays[name][split]) for split in SPLITS}, path))
     names = ",".join(categories)
     print(f'Train with: train.py --data_dir={data_dir} --hparams="categories=[{names}]"')
     return categories
@@ -279,7 +274,6 @@ def main() -> None:
         unrecognized=values.unrecognized,
         unchanged=values.unchanged,
         max_rows=values.max_rows,
-        overwrite=values.overwrite,
     )
 
 
@@ -296,7 +290,6 @@ def define_flags() -> None:
     flags.DEFINE_bool("unrecognized", False, "Take drawings that were not recognized, too.")
     flags.DEFINE_bool("unchanged", True, "Leave drawings that are simplified already as they are.")
     flags.DEFINE_integer("max_rows", 0, "Leave out drawings of more rows; 0: none.")
-    flags.DEFINE_bool("overwrite", False, "Replace data files that are there.")
     flags.mark_flags_as_required(["input", "data_dir"])
 
 

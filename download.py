@@ -3,14 +3,13 @@
 python download.py --data_dir=DIR --categories=[bee,bus]
 """
 
-import contextlib
-import fcntl
+import glob
 import os
 import random
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from absl import flags
 from dataset import read_sketch_file
 from support import cli
 from support.files import UserError, one_line
+from support.output_dir import write_to
 from support.quickdraw import CATEGORIES, nearest
 
 MIRROR = "https://storage.googleapis.com/quickdraw_dataset/sketchrnn"
@@ -116,53 +116,65 @@ def download(
         print(f"{len(wanted) - len(missing)} of {len(wanted)} files are there already.")
     if not missing:
         return []
-    stop = threading.Event()
-    failed: dict[str, str] = {}
-    with requests.Session() as session, ThreadPoolExecutor(connections) as pool:
-        try:
-            tries = _Tries(retries, backoff, stop)
-            for one, error in _each(pool, lambda one: _find_size(session, one, tries), missing):
-                if error:
-                    failed[one.name] = error
-            missing = [one for one in missing if one.name not in failed]
-            if missing:
-                _check_space(data_dir, missing)
-            total = sum(one.size or 0 for one in missing)
-            done = sum(min(one.done, one.size or 0) for one in missing)
-            with cli.Progress("Downloading", total, done, unit="B", scaled=True) as progress:
-                fetched = []
-                for one, error in _each(
-                    pool, lambda one: _fetch(session, one, tries, progress), missing
-                ):
-                    if error:
-                        failed[one.name] = error
-                    else:
-                        fetched.append(one.path)
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    names = [glob.escape(path.name) for one in missing for path in (one.path, one.part)]
+    with write_to(data_dir, "data", names):
+        failed = _fetch_all(data_dir, missing, connections, retries, backoff)
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        rest = f" ({len(wanted) - len(failed)} of {len(wanted)} files are there)"
-        raise UserError(f"{reasons}{rest}")
-    print(f"{data_dir} has {len(wanted)} categories.")
-    return fetched
+        there = len(wanted) - len(failed)
+        raise UserError(f"{reasons} ({there} of {len(wanted)} files are there)")
+    print(f"{data_dir} has all {len(wanted)} files.")
+    return [one.path for one in missing]
+
+
+def _fetch_all(
+    data_dir: Path, missing: list[Download], connections: int, retries: int, backoff: float
+) -> dict[str, str]:
+    """Fetches files, several at a time; returns what went wrong, by the category's name."""
+    failed: dict[str, str] = {}
+    tries = _Tries(retries, backoff)
+    with requests.Session() as session, ThreadPoolExecutor(connections) as pool:
+
+        def do(work: Callable[[Download], None]) -> None:
+            futures = {pool.submit(work, one): one for one in missing if one.name not in failed}
+            for future in as_completed(futures):
+                try:
+                    future.result()
+                except UserError as error:
+                    failed[futures[future].name] = str(error)
+
+        try:
+            do(lambda one: _find_size(session, one, tries))
+            found = [one for one in missing if one.name not in failed]
+            _check_space(data_dir, found)
+            total = sum(one.size or 0 for one in found)
+            done = sum(min(one.done, one.size or 0) for one in found)
+            with cli.Progress("Downloading", total, done, unit="B", scaled=True) as progress:
+                do(lambda one: _fetch(session, one, tries, progress))
+        except BaseException:  # Ctrl-C: what is being fetched stops at its next piece
+            tries.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    for one in missing:
+        if one.part.exists() and not one.done:
+            one.part.unlink()
+    return failed
 
 
 class _Tries:
     """How often and when something is tried again."""
 
-    def __init__(self, retries: int, backoff: float, stop: threading.Event):
-        self.retries, self.backoff, self.stop = retries, backoff, stop
+    def __init__(self, retries: int, backoff: float):
+        self.retries, self.backoff, self.stop = retries, backoff, threading.Event()
 
-    def __call__(self, once, progress_of=lambda: 0):
-        """What `once` returns in the end; a failure counts unless `progress_of` has grown."""
+    def __call__(self, once: Callable[[], None], progress_of: Callable[[], int] = lambda: 0):
+        """Calls `once` until it succeeds; a failure counts unless `progress_of` has grown."""
         failures = 0
         while True:
             before = progress_of()
             try:
-                return once()
+                once()
+                return
             except (Retry, requests.RequestException) as error:
                 failures = 1 if progress_of() > before else failures + 1
                 if failures > self.retries:
@@ -174,18 +186,6 @@ class _Tries:
                 asked = getattr(error, "wait", None)
                 if self.stop.wait(min(max(wait, asked or 0), MAX_WAIT)):
                     raise UserError("interrupted") from error
-
-
-def _each(
-    pool: ThreadPoolExecutor, work, downloads: list[Download]
-) -> Iterator[tuple[Download, str]]:
-    """Each download, as it is done, and what went wrong with it, or ""."""
-    futures = {pool.submit(work, one): one for one in downloads}
-    for future in as_completed(futures):
-        error = future.exception()
-        if error is not None and not isinstance(error, UserError):
-            raise error
-        yield futures[future], str(error or "")
 
 
 def _find_size(session: requests.Session, one: Download, tries: _Tries) -> None:
@@ -204,11 +204,9 @@ def _find_size(session: requests.Session, one: Download, tries: _Tries) -> None:
     tries(ask)
 
 
-def _fetch(
-    session: requests.Session, one: Download, tries: _Tries, progress: cli.Progress
-) -> None:
+def _fetch(session: requests.Session, one: Download, tries: _Tries, progress: cli.Progress) -> None:
     """Fetches one file, from where an earlier call stopped, and moves it to its place."""
-    with _locked(one) as file:
+    with open(one.part, "ab") as file:
         for again in (True, False):
             tries(lambda: _fetch_rest(session, one, file, tries.stop, progress), file.tell)
             file.flush()
@@ -277,37 +275,19 @@ def _check_status(response: requests.Response, one: Download) -> None:
         raise UserError(f"{one.url} {what}: the server answers {status}")
 
 
-@contextlib.contextmanager
-def _locked(one: Download) -> Iterator[BinaryIO]:
-    """The part file, which no other call works on meanwhile."""
-    with open(one.part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("another call is fetching it") from None
-        yield file
-    if one.part.exists() and one.part.stat().st_size == 0:
-        one.part.unlink()
-
-
 def _empty(file: BinaryIO) -> None:
     file.seek(0)
     file.truncate()
 
 
 def _check_space(data_dir: Path, missing: list[Download]) -> None:
-    """Makes the directory, if what is missing has room there."""
-    place = data_dir.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(data_dir).free
     needed = sum(max((one.size or 0) - one.done, 0) for one in missing)
     if needed + SPARE_DISK > free:
         raise UserError(
             f"{data_dir}: {needed / 1e6:,.0f} MB are to be fetched, and only {free / 1e6:,.0f} MB "
             "are free"
         )
-    data_dir.mkdir(parents=True, exist_ok=True)
 
 
 def _check(categories: Sequence[str], mirror: str, connections: int, retries: int) -> None:
@@ -343,7 +323,9 @@ def read_names(text: str) -> list[str]:
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--categories: {text[1:]}: can't be read ({one_line(error)})") from None
+            raise UserError(
+                f"--categories: {text[1:]}: can't be read ({one_line(error)})"
+            ) from None
         text = "\n".join(line.partition("#")[0] for line in text.splitlines())
         if found := re.search(r"categories[\"']?\s*[=:]\s*\[([^\]]*)\]", text):
             text = found[1]

@@ -4,6 +4,7 @@ python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_cat
 python sample.py --input=drawing.svg --model_dir=MODEL --output_dir=OUT
 """
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -22,8 +23,10 @@ from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
 from inference import Encoded
+from model import SPGra2Seq
 from support import cli
 from support.files import UserError, file_sha256, read_json, read_npy, write_file, write_json
+from support.output_dir import write_to
 from support.own_drawings import (
     OwnDrawing,
     Rectangle,
@@ -53,6 +56,25 @@ USUAL_MAX_SEQ_LEN = 250  # sketch-rnn's, for a model that says none
 FOR_DATA = ("data_dir", "categories", "split")  # flags of `sample` only
 FOR_INPUT = ("input", "erase", "variants", "absolute")  # and of `heal` only
 FEW = 8  # sketches, for which compiling does not pay
+SAMPLE_FILES = (
+    SAMPLES_NAME,
+    "stroke_*.npy",
+    "code_*.npy",
+    "[0-9]*_[0-9]*.svg",
+    "[0-9]*_[0-9]*.png",
+    "gallery.png",
+    "index.html",
+)
+HEALED_FILES = (
+    HEALED_NAME,
+    "stroke_*.npy",
+    "code_*.npy",
+    "*_healed.svg",
+    "*_overlay.svg",
+    "*_healed.png",
+    "gallery.png",
+    "index.html",
+)
 
 
 class Plan(NamedTuple):
@@ -159,23 +181,38 @@ def sample(
     for name, count in metadata.counts.items():
         if count < num_per_category:
             print(f"Note: {name} has {count} usable sketches, fewer than {num_per_category}.")
-    _prepare_output(output_dir, metadata)
+    with write_to(
+        output_dir, "samples", SAMPLE_FILES, is_ours=lambda _: (output_dir / SAMPLES_NAME).exists()
+    ):
+        _draw(output_dir, model, plan, metadata, workers)
+    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
+    return asdict(metadata)
 
+
+def _draw(
+    output_dir: Path,
+    model: SPGra2Seq,
+    plan: Plan,
+    metadata: SampleMetadata,
+    workers: int | None,
+) -> None:
+    """Draws what is not there yet, as the metadata say."""
+    _prepare_output(output_dir, metadata)
     keys = [plan.split.key(member) for member in plan.members]
     to_do = {key for key in keys if not stroke_path(output_dir, key).exists()}
     done = len(keys) - len(to_do)
     if done:
         print(f"Going on: {done} of {len(keys)} sketches are there.")
     shown = plan.split.first_of_each(SHOWN_PER_CATEGORY, among=plan.members)
-    examples = {plan.split.key(i): _example(plan.split, i, hparams) for i in shown}
+    examples = {plan.split.key(i): _example(plan.split, i, model.hparams) for i in shown}
 
     def codes():
         encoded = inference.encode_sketches(
             model,
             [plan.split.sketch(member) for member in plan.members],
-            mask_prob=prob,
+            mask_prob=metadata.prob,
             seeds=plan.seeds,
-            masking=masking,
+            masking=metadata.masking,
             keys=keys,
             wanted=to_do | examples.keys(),
             workers=workers,
@@ -189,27 +226,25 @@ def sample(
     drawn = inference.generate(
         model,
         codes(),
-        data.max_seq_len,
-        temperature=temperature,
-        greedy=greedy,
-        seed=seed,
-        batch_size=batch_size,
+        metadata.max_seq_len,
+        temperature=metadata.temperature,
+        greedy=metadata.greedy,
+        seed=metadata.seed,
+        batch_size=metadata.batch_size,
     )
     with cli.Progress("Drawing", len(keys), done) as progress:
         for found in drawn:
-            write_sample(output_dir, found.key, found.sketch, found.code, pictures)
+            write_sample(output_dir, found.key, found.sketch, found.code, metadata.pictures)
             if found.key in examples:
                 examples[found.key] = examples[found.key]._replace(generated=found.sketch)
             progress.update()
     for key in examples.keys() - to_do:
         generated = read_strokes(stroke_path(output_dir, key))
         examples[key] = examples[key]._replace(generated=generated)
-    title = f"Redrawn, {prob:.0%} of the patches erased"
+    title = f"Redrawn, {metadata.prob:.0%} of the patches erased"
     names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
     facts = {name: getattr(metadata, name) for name in names}
     _write_gallery(output_dir, list(examples.values()), title, facts)
-    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
-    return asdict(metadata)
 
 
 def heal(
@@ -301,6 +336,10 @@ def heal(
         "temperature": temperature,
         "greedy": greedy,
         "seed": seed,
+        "batch_size": batch_size,
+        "pictures": list(pictures),
+        "max_seq_len": steps,
+        "variants": variants,
         "drawings": [
             {"name": stem, "drawing": i, "variant": v, "source": own[i].drawing.source}
             for (i, v), stem in stems.items()
@@ -308,25 +347,43 @@ def heal(
         "files": [stem + ending for stem in stems.values() for ending in endings]
         + [f"{kind}_{i}_{v}.npy" for i, v in stems for kind in ("stroke", "code")],
     }
-    _prepare_healed(output_dir, facts)
+    with write_to(output_dir, "healed drawings", HEALED_FILES):
+        _clear_healed(output_dir)
+        write_json(output_dir / HEALED_NAME, facts)
+        _draw_healed(output_dir, model, own, sketches, holes, seeds, stems, facts, workers)
+    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
+    return facts
 
+
+def _draw_healed(
+    output_dir: Path,
+    model: SPGra2Seq,
+    own: list[OwnDrawing],
+    sketches: list[np.ndarray],
+    holes: list[utils.Box] | None,
+    seeds: list[np.ndarray] | None,
+    stems: dict[Key, str],
+    facts: dict,
+    workers: int | None,
+) -> None:
+    """Draws as healed.json says; `stems` names the files of each drawing and variant."""
+    erase, examples = facts["erase"], {}
     few = len(stems) <= FEW
-    examples = {}
 
     def codes():
         encoded = inference.encode_sketches(
             model,
             sketches,
-            mask_prob=prob,
+            mask_prob=facts["prob"],
             seeds=seeds,
-            masking=masking,
+            masking=facts["masking"],
             holes=holes,
             workers=workers,
             jit=not few,
         )
         for found in encoded:
             i = found.key
-            for v in range(variants):
+            for v in range(facts["variants"]):
                 if i < SHOWN_DRAWINGS:
                     shown = drawing.Example(own[i].name, v + 1, original=sketches[i])
                     examples[i, v] = _corrupted(shown, found, hole=erase is not None)
@@ -335,27 +392,28 @@ def heal(
     drawn = inference.generate(
         model,
         codes(),
-        steps,
-        temperature=temperature,
-        greedy=greedy,
-        seed=seed,
-        batch_size=min(batch_size, len(stems)),
+        facts["max_seq_len"],
+        temperature=facts["temperature"],
+        greedy=facts["greedy"],
+        seed=facts["seed"],
+        batch_size=min(facts["batch_size"], len(stems)),
         jit=not few,
     )
     with cli.Progress("Drawing", len(stems)) as progress:
         for found in drawn:
-            i, _ = found.key
-            _write_healed(output_dir, stems[found.key], own[i], found, pictures, erase)
+            _write_healed(
+                output_dir, stems[found.key], own[found.key[0]], found, facts["pictures"], erase
+            )
             if found.key in examples:
                 examples[found.key] = examples[found.key]._replace(generated=found.sketch)
             progress.update()
-    title = "Healed, a rectangle erased" if erase else f"Healed, {prob:.0%} of the patches erased"
+    title = f"Healed, {facts['prob']:.0%} of the patches erased"
+    if erase is not None:
+        title = "Healed, a rectangle erased"
     names = ("model_dir", "prob", "erase", "masking", "temperature", "greedy", "seed")
     _write_gallery(
         output_dir, [examples[key] for key in sorted(examples)], title, {n: facts[n] for n in names}
     )
-    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
-    return facts
 
 
 def _write_healed(
@@ -363,7 +421,7 @@ def _write_healed(
     name: str,
     own: OwnDrawing,
     found: inference.Generated,
-    pictures: tuple[str, ...],
+    pictures: Sequence[str],
     erase: Rectangle | None,
 ) -> None:
     """Writes what was drawn from one drawing."""
@@ -378,22 +436,14 @@ def _write_healed(
     write_sample(output_dir, found.key, found.sketch, found.code, ())
 
 
-def _prepare_healed(output_dir: Path, facts: dict) -> None:
-    """Makes the directory, and removes what an earlier call of `heal` left there."""
+def _clear_healed(output_dir: Path) -> None:
+    """Removes what an earlier call of `heal` left."""
     path = output_dir / HEALED_NAME
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
-    if path.exists():
-        earlier = read_json(path)
-        names = earlier.get("files") if isinstance(earlier, dict) else None
-        for name in names if isinstance(names, list) else ():
-            if isinstance(name, str) and name == Path(name).name:
-                (output_dir / name).unlink(missing_ok=True)
-    elif (output_dir / SAMPLES_NAME).exists() or next(output_dir.glob("stroke_*.npy"), None):
-        raise UserError(f"{output_dir} holds samples of another kind; choose another --output_dir")
-    write_json(path, facts)
+    earlier = read_json(path) if path.exists() else {}
+    names = earlier.get("files") if isinstance(earlier, dict) else None
+    for name in names if isinstance(names, list) else ():
+        if any(fnmatch.fnmatchcase(str(name), pattern) for pattern in HEALED_FILES):
+            (output_dir / Path(str(name)).name).unlink(missing_ok=True)
 
 
 def make_plan(
@@ -464,17 +514,21 @@ def write_sample(
     key: Key,
     sketch: np.ndarray,
     code: np.ndarray,
-    pictures: tuple[str, ...],
+    pictures: Sequence[str],
 ) -> None:
     """Writes the files of one sketch; its strokes come last and mark it as complete."""
     category, index = key
     name = f"{category}_{index}"
-    write_file(output_dir / f"code_{name}.npy", lambda file: np.save(file, code[None]))
+
+    def write(file_name, content):
+        write_file(output_dir / file_name, content, survives_power_loss=False)
+
+    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
     if "svg" in pictures:
-        write_file(output_dir / f"{name}.svg", drawing.to_svg(sketch))
+        write(f"{name}.svg", drawing.to_svg(sketch))
     if "png" in pictures:
         drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
-    write_file(stroke_path(output_dir, key), lambda file: np.save(file, sketch[None]))
+    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
 def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
@@ -502,12 +556,8 @@ def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[s
 
 
 def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
-    """Makes the directory, or checks that what is there belongs to the same call."""
+    """Checks that what is there belongs to the same call, and says what is made."""
     path = output_dir / SAMPLES_NAME
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
     if path.exists():
         differences = metadata.differences(read_metadata(path))
         if differences:
@@ -515,10 +565,6 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
                 f"{output_dir} holds samples made otherwise ({'; '.join(differences)}); choose "
                 "another --output_dir"
             )
-    elif next(output_dir.glob("stroke_*.npy"), None):
-        raise UserError(
-            f"{output_dir} holds samples without {SAMPLES_NAME}; choose another --output_dir"
-        )
     write_json(path, asdict(metadata))
 
 

@@ -15,12 +15,19 @@ class UserError(ValueError):
     """A mistake that the user can put right; its text is the one line that is printed."""
 
 
-def write_file(path: str | Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
+def write_file(
+    path: str | Path,
+    content: bytes | str | Callable[[BinaryIO], Any],
+    *,
+    survives_power_loss: bool = True,
+) -> None:
     """Writes a file so that at any moment there is the old one or the new one, whole.
 
     Args:
         path: of the file.
         content: bytes, or text for UTF-8, or a function that writes to the open file.
+        survives_power_loss: wait until it is on the disk, some milliseconds; without it a file
+            that was just written may be empty after a power cut.
 
     Raises:
         UserError: it can't be written (disk full, no permission); an older file stays.
@@ -33,8 +40,9 @@ def write_file(path: str | Path, content: bytes | str | Callable[[BinaryIO], Any
     try:
         with open(temporary, "wb") as file:
             content(file) if callable(content) else file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if survives_power_loss:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
