@@ -29,7 +29,7 @@ from hparams import (
 )
 from model import Adam, SPGra2Seq, learning_rate, node_masks
 from support import cli, devices
-from support.backend import keras, make_deterministic, ops
+from support.backend import keras, make_deterministic, ops, why_no_gpu
 from support.devices import DeviceGroup
 from support.files import UserError
 from support.metrics_log import MetricsLog, NoLog
@@ -465,6 +465,8 @@ def _print_plan(
     print(f"Parameters: {model.count_params():,} ({hparams.dec_model} decoder)")
     names = ", ".join(group.devices or keras.distribution.list_devices())
     print(f"Device:     {names} ({keras.backend.backend()} backend)", flush=True)
+    if why_no_gpu():
+        print(f"Note: {why_no_gpu()}", flush=True)
 
 
 def main() -> None:
@@ -507,7 +509,11 @@ def define_flags() -> None:
         "workers", 0, "Processes that prepare batches; 0 means half as many as cores.", 0
     )
     flags.DEFINE_integer(
-        "num_devices", 0, "Devices of each machine that share the batches (JAX); 0 means all.", 0
+        "num_devices",
+        0,
+        "Devices of each machine that share the batches (JAX); 0 means all. The environment "
+        "variable TF_CPP_MIN_LOG_LEVEL=0 shows all that TensorFlow says of its devices.",
+        0,
     )
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where there are several (JAX).")
     flags.DEFINE_integer("num_processes", 1, "Processes that train together (JAX).", 1)
