@@ -276,7 +276,9 @@ def _find(data_dir: str | Path, category: str) -> Path:
     if path.is_file():
         return path
     if category in quickdraw.CATEGORIES:
-        advice = f"; to fetch it: python download.py --data_dir={data_dir} --categories=[{category}]"
+        advice = (
+            f"; to fetch it: python download.py --data_dir={data_dir} --categories=[{category}]"
+        )
     else:
         like = ", ".join(quickdraw.nearest(category))
         advice = f"; of the Quick, Draw! categories, the nearest are {like}" if like else ""

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 import requests
+import urllib3
 from absl import flags
 
 from dataset import read_sketch_file
@@ -117,7 +118,7 @@ def download(
     if not missing:
         return []
     names = [glob.escape(path.name) for one in missing for path in (one.path, one.part)]
-    with write_to(data_dir, "data", names):
+    with write_to(data_dir, "data", names, is_ours=lambda path: path.suffix == ".part"):
         failed = _fetch_all(data_dir, missing, connections, retries, backoff)
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
@@ -175,14 +176,14 @@ class _Tries:
             try:
                 once()
                 return
-            except (Retry, requests.RequestException) as error:
-                failures = 1 if progress_of() > before else failures + 1
+            except (Retry, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                failures = 0 if progress_of() > before else failures + 1
                 if failures > self.retries:
                     raise UserError(
                         f"no success after {failures} tries ({one_line(error)}); call again to "
                         "go on"
                     ) from error
-                wait = self.backoff * 2 ** (failures - 1) * random.uniform(0.5, 1)
+                wait = self.backoff * 2 ** max(failures - 1, 0) * random.uniform(0.5, 1)
                 asked = getattr(error, "wait", None)
                 if self.stop.wait(min(max(wait, asked or 0), MAX_WAIT)):
                     raise UserError("interrupted") from error
@@ -251,7 +252,8 @@ def _fetch_rest(
             progress.update(-start)
             _empty(file)
         first = True
-        for chunk in response.iter_content(CHUNK):
+        # Unlike iter_content, it gives out what came before a connection was cut.
+        while chunk := response.raw.read1(CHUNK):
             if stop.is_set():
                 raise UserError("interrupted")
             if first and not resumed and not chunk.startswith(ZIP):
