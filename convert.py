@@ -7,6 +7,7 @@ import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -115,10 +116,13 @@ def convert(
 
 def _with_own_splits(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
     """The drawings of one file, which keep their splits only if it has all three."""
-    drawings = list(drawings)
-    if {entry.split for entry in drawings} == set(SPLITS):
-        return iter(drawings)
-    return (entry._replace(split=None) for entry in drawings)
+    first = next(drawings, None)
+    if first is None or first.split is None:
+        return drawings if first is None else chain([first], drawings)
+    all_of_them = [first, *drawings]
+    if {entry.split for entry in all_of_them} == set(SPLITS):
+        return iter(all_of_them)
+    return (entry._replace(split=None) for entry in all_of_them)
 
 
 def _add(

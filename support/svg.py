@@ -240,17 +240,25 @@ def _set_user_units(root: ElementTree.Element, name: str) -> tuple[float, float,
     root.attrib.pop("preserveAspectRatio", None)
     root.attrib.pop("transform", None)
     if box is None:
-        sides = [_length(root.get(key)) for key in ("width", "height")]
-        return 0.0, 0.0, *sides
+        width, height = (_length(root.get(key)) for key in ("width", "height"))
+        _set_page(root, width, height)
+        return 0.0, 0.0, width, height
     try:
         left, top, width, height = map(float, re.split(r"[\s,]+", box.strip()))
     except ValueError:
         raise UserError(f"{name}: damaged, its viewBox is {one_line(ValueError(box))!r}") from None
     if not all(map(math.isfinite, (left, top, width, height))) or width <= 0 or height <= 0:
         raise UserError(f"{name}: damaged, its viewBox is {one_line(ValueError(box))!r}")
-    root.set("width", repr(width))
-    root.set("height", repr(height))
+    _set_page(root, width, height)
     return left, top, width, height
+
+
+def _set_page(root: ElementTree.Element, width: float, height: float) -> None:
+    """Makes user units pixels; percentages are parts of the page."""
+    if width > 0 and height > 0:
+        root.set("width", repr(width))
+        root.set("height", repr(height))
+        root.set("viewBox", f"0 0 {width!r} {height!r}")
 
 
 def _length(text: str | None) -> float:
