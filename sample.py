@@ -5,7 +5,7 @@ python sample.py --input=drawing.svg --model_dir=MODEL --output_dir=OUT
 """
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -597,15 +597,7 @@ def main() -> None:
     """Samples as the flags say."""
     values = flags.FLAGS
     given = {name for name in (*FOR_DATA, *FOR_INPUT) if values[name].present}
-    if ("data_dir" in given) == ("input" in given):
-        raise UserError(
-            "--data_dir (sketches of a data set) and --input (drawings of your own) exclude one "
-            "another; give one of them"
-        )
-    wrong = sorted(given & set(FOR_INPUT if "data_dir" in given else FOR_DATA))
-    if wrong:
-        kind = "--input" if "data_dir" in given else "--data_dir"
-        raise UserError(f"--{wrong[0]}: goes with {kind} only")
+    check_together(given)
     options = {
         "num_per_category": values.num_per_category,
         "prob": values.prob,
@@ -623,7 +615,7 @@ def main() -> None:
             [path for path in values.input.split(",") if path],
             values.model_dir,
             values.output_dir,
-            erase=_rectangle(values.erase),
+            erase=read_rectangle(values.erase),
             variants=values.variants,
             absolute=values.absolute,
             **options,
@@ -639,8 +631,21 @@ def main() -> None:
     )
 
 
-def _rectangle(text: str) -> Rectangle | None:
-    """x,y,w,h; None for none."""
+def check_together(given: Collection[str]) -> None:
+    """Raises `UserError` unless the flags given are those of `sample` or those of `heal`."""
+    if ("data_dir" in given) == ("input" in given):
+        raise UserError(
+            "--data_dir (sketches of a data set) and --input (drawings of your own) exclude one "
+            "another; give one of them"
+        )
+    ours, other = (FOR_DATA, FOR_INPUT) if "data_dir" in given else (FOR_INPUT, FOR_DATA)
+    for name in other:
+        if name in given:
+            raise UserError(f"--{name}: goes with --{other[0]} only, not with --{ours[0]}")
+
+
+def read_rectangle(text: str) -> Rectangle | None:
+    """The rectangle of "x,y,width,height"; None for none; `UserError` for anything else."""
     if not text:
         return None
     try:
