@@ -14,7 +14,8 @@ import numpy as np
 import utils
 from dataset import SPLITS, Split
 from hparams import HParams
-from support.workers import prefetch, reusable_buffer
+from support.buffers import picture_buffer
+from support.workers import prefetch
 
 START_ROW = (0, 0, 1, 0, 0)
 END_ROW = (0, 0, 0, 0, 1)
@@ -213,7 +214,7 @@ def make_graphs(
         patches are views of these.
     """
     graph, side = hparams.graph_number, hparams.graph_picture_size
-    patches, inked = _picture_buffer(len(sketches), graph, side)
+    patches, inked = picture_buffer(len(sketches), graph, side, side)
     linked = np.zeros((len(sketches), graph - 1), np.float32)
     drawn = [i for i, sketch in enumerate(sketches) if len(sketch) > 1]
     layouts = dict(zip(drawn, utils.lay_out([sketches[i] for i in drawn], side), strict=True))
@@ -237,20 +238,6 @@ def make_graphs(
         linked[i] = utils.linked_nodes(len(centers), masked, graph)
         graphs.append(utils.SketchGraph(patches[i], len(centers), masked, centers))
     return {"patches": patches, "graph_masks": linked[:, :, None] * linked[:, None]}, graphs
-
-
-def _picture_buffer(count: int, graph: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (count, G, S, S) to fill, and which of them may not be zero, (count, G).
-
-    Blank pictures mostly stand where blank ones stood in the batch before.
-    """
-    shape = (count, graph, side, side)
-    buffer, notes = reusable_buffer(int(np.prod(shape)))
-    inked = notes.get(shape)
-    if inked is None:
-        notes.clear()
-        inked = notes[shape] = np.ones(shape[:2], bool)
-    return buffer.reshape(shape), inked
 
 
 def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:

@@ -46,6 +46,7 @@ from support.sample_files import (
     split_sha256,
     stroke_path,
 )
+from support.workers import prefetch
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
@@ -232,9 +233,14 @@ def _draw(
         seed=metadata.seed,
         batch_size=metadata.batch_size,
     )
+
+    def write(found):
+        write_sample(output_dir, found.key, found.sketch, found.code, metadata.pictures)
+        return found
+
     with cli.Progress("Drawing", len(keys), done) as progress:
-        for found in drawn:
-            write_sample(output_dir, found.key, found.sketch, found.code, metadata.pictures)
+        # A thread writes while the next sketches are drawn.
+        for found in prefetch(write, drawn, workers=1, ahead=metadata.batch_size):
             if found.key in examples:
                 examples[found.key] = examples[found.key]._replace(generated=found.sketch)
             progress.update()

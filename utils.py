@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from support.buffers import reusable_buffer
+
 DRAWING_SIDE = 640  # pixels of a sketch's longer side
 THICKNESS = int(DRAWING_SIDE * 0.025)
 MARGIN = THICKNESS + 1
@@ -89,8 +91,12 @@ def make_graph(
     (layout,) = lay_out([sketch], graph_picture_size)
     centers = layout.centers[: graph_number - 1]
     erase = choose_erased(len(centers), mask_prob, seeds)
-    patches = np.zeros((graph_number, graph_picture_size, graph_picture_size), np.uint8)
-    masked = crop_patches(layout, erase, patches, np.zeros(graph_number, bool), masking=masking)
+    shape = (graph_number, graph_picture_size, graph_picture_size)
+    buffer, notes = reusable_buffer(int(np.prod(shape)))
+    notes.clear()  # what the caller does with the pictures is not known
+    patches = buffer.reshape(shape)
+    inked = np.ones(graph_number, bool)
+    masked = crop_patches(layout, erase, patches, inked, masking=masking)
     return SketchGraph(patches, len(centers), masked, centers)
 
 

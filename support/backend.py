@@ -27,7 +27,8 @@ def _native_stderr_hidden() -> Iterator[None]:
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    sys.stderr.flush()
+    if sys.stderr is not None:  # closed by the caller
+        sys.stderr.flush()
     stderr, null_device = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null_device, 2)

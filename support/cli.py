@@ -15,14 +15,6 @@ from tqdm import tqdm
 
 from support.files import UserError
 
-for _descriptor in range(3):
-    # A standard stream that the caller closed: its number must not go to a file opened later,
-    # into which libraries would then write their messages.
-    try:
-        os.fstat(_descriptor)
-    except OSError:
-        os.open(os.devnull, os.O_RDWR)
-
 SECONDS_BETWEEN_LINES = 30  # of a progress display that is not on a terminal
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,16 @@ import numpy as np
 
 class UserError(ValueError):
     """A mistake that the user can put right; its text is the one line that is printed."""
+
+
+@contextlib.contextmanager
+def write_errors(path: str | Path, consequence: str = "") -> Iterator[None]:
+    """Turns the system's errors (disk full, no permission) in writing a file into `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: can't be written ({reason}){consequence}") from error
 
 
 def write_file(
@@ -38,20 +48,17 @@ def write_file(
     if isinstance(content, str):
         content = content.encode()
     try:
-        with open(temporary, "wb") as file:
-            content(file) if callable(content) else file.write(content)
-            if survives_power_loss:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be written ({error.strerror or error}); an earlier one, if any, is "
-            "intact"
-        ) from error
-    finally:
+        with write_errors(path, "; an earlier one, if any, is intact"):
+            with open(temporary, "wb") as file:
+                content(file) if callable(content) else file.write(content)
+                if survives_power_loss:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
         with contextlib.suppress(OSError):  # the directory itself may be gone
             temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: str | Path, values: Any) -> None:
