@@ -94,13 +94,17 @@ def convert(
     for path in skipped:
         print(f"Note: {path}: holds no drawings, skipped.")
     categories, arrays = {}, {}
-    for name, paths in found.items():
-        done = categories[name] = Converted()
-        for path in paths:
-            for entry in _with_own_splits(read_drawings(path, absolute=absolute)):
-                _add(done, entry, steps, epsilon, unrecognized, unchanged, max_rows)
+    with cli.Progress("Reading", None, unit="drawing") as progress:
+        for name, paths in found.items():
+            done = categories[name] = Converted()
+            for path in paths:
+                for entry in _with_own_splits(read_drawings(path, absolute=absolute)):
+                    _add(done, entry, steps, epsilon, unrecognized, unchanged, max_rows)
+                    progress.update()
+    for name, done in categories.items():
         if not done.sketches:
-            raise UserError(f"{name}: no usable drawing in {paths[0]}{_more(paths)}{_why(done)}")
+            where = f"{found[name][0]}{_more(found[name])}"
+            raise UserError(f"{name}: no usable drawing in {where}{_why(done)}")
         arrays[name] = _split(name, done, splits, seed)
     written = [f"{name}{ending}" for name in categories for ending in (".npz", ".png")]
     with write_to(data_dir, "data", list(map(glob.escape, written))):

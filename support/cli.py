@@ -28,7 +28,7 @@ class Progress(tqdm):
 
     Args:
         description: what is going on.
-        total: how many there will be.
+        total: how many there will be; None where that is not known.
         done: how many there are already.
         unit: what is counted, in the singular.
         scaled: large numbers are shown in thousands (k), millions (M), ...
@@ -38,7 +38,7 @@ class Progress(tqdm):
     def __init__(
         self,
         description: str,
-        total: int,
+        total: int | None,
         done: int = 0,
         unit: str = "sketch",
         scaled: bool = False,
