@@ -91,7 +91,9 @@ def read_svg(data: bytes, name: str) -> SvgDrawing:
     frame = {key: root.attrib[key] for key in FRAME if key in root.attrib}
     page = _set_user_units(root, name)
     try:
-        document = svgelements.SVG.parse(io.BytesIO(ElementTree.tostring(root)), on_error="raise")
+        source = io.BytesIO(ElementTree.tostring(root))
+        # Not reified: svgelements loses the rotation of ellipses, and bends arcs that are skewed.
+        document = svgelements.SVG.parse(source, reify=False, on_error="raise")
         shapes = [e for e in document.elements() if isinstance(e, svgelements.Shape)]
         outlined = [shape for shape in shapes if _is_visible(shape, "stroke")]
         filled = [
@@ -101,8 +103,7 @@ def read_svg(data: bytes, name: str) -> SvgDrawing:
             and _is_visible(shape, "fill")
             and not _is_background(shape, page)
         ]
-        runs = [run for shape in outlined for run in _runs(svgelements.Path(shape))]
-        strokes = _flatten(runs, name)
+        strokes = _flatten([run for shape in outlined for run in _runs(shape)], name)
     except UserError:
         raise
     except Exception as error:  # damaged attributes can fail in any way
@@ -296,24 +297,34 @@ def _is_background(shape: svgelements.Shape, page: tuple[float, float, float, fl
     )
 
 
-def _runs(path: svgelements.Path) -> list[list[svgelements.PathSegment]]:
-    """The pieces of a path that are drawn without lifting the pen."""
-    runs: list[list] = []
+class _Run(NamedTuple):
+    """A piece of a shape that is drawn without lifting the pen, and the shape's transform."""
+
+    segments: list[svgelements.PathSegment]
+    transform: svgelements.Matrix
+
+    def to_page(self, points: np.ndarray) -> np.ndarray:
+        m = self.transform
+        return points @ np.array([[m.a, m.b], [m.c, m.d]]) + (m.e, m.f)
+
+
+def _runs(shape: svgelements.Shape) -> list[_Run]:
+    runs: list[_Run] = []
     fresh = True
-    for segment in path:
+    for segment in shape.segments(transformed=False):
         if isinstance(segment, svgelements.Move):
             fresh = True
             continue
         if fresh:
-            runs.append([])
-        runs[-1].append(segment)
+            runs.append(_Run([], shape.transform))
+        runs[-1].segments.append(segment)
         fresh = isinstance(segment, svgelements.Close)
     return runs
 
 
-def _flatten(runs: list[list[svgelements.PathSegment]], name: str) -> list[np.ndarray]:
+def _flatten(runs: list[_Run], name: str) -> list[np.ndarray]:
     """Lines instead of curves."""
-    outlines = [[_outline(segment) for segment in run] for run in runs]
+    outlines = [[run.to_page(_outline(segment)) for segment in run.segments] for run in runs]
     if not outlines:
         return []
     corners = np.concatenate([points for run in outlines for points in run])
@@ -323,13 +334,14 @@ def _flatten(runs: list[list[svgelements.PathSegment]], name: str) -> list[np.nd
     strokes = []
     for run, outline in zip(runs, outlines, strict=True):
         points = [outline[0][:1]]
-        for segment, corners in zip(run, outline, strict=True):
+        for segment, corners in zip(run.segments, outline, strict=True):
             if isinstance(segment, svgelements.Line | svgelements.Close):
                 points.append(corners[-1:])
                 continue
             length = np.hypot(*np.diff(corners, axis=0).T).sum()
             steps = min(math.ceil(length / spacing) if spacing else 1, 10 * FINENESS) or 1
-            points.append(np.asarray(segment.npoint(np.arange(1, steps + 1) / steps), np.float64))
+            curve = np.asarray(segment.npoint(np.arange(1, steps + 1) / steps), np.float64)
+            points.append(run.to_page(curve))
         strokes.append(np.concatenate(points))
     return strokes
 

@@ -97,6 +97,25 @@ def test_curves_are_followed():
     assert min(off) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("transform", "inverse"),
+    [
+        ("rotate(30)", [[0.75**0.5, 0.5], [-0.5, 0.75**0.5]]),
+        ("skewX(45)", [[1, -1], [0, 1]]),
+        ("scale(2 -0.5)", [[0.5, 0], [0, -2]]),
+    ],
+)
+@pytest.mark.parametrize(
+    "shape", ['ellipse rx="30" ry="15"', 'path d="M30 0A30 15 0 0 1 -30 0 30 15 0 0 1 30 0"']
+)
+def test_round_shapes_are_transformed(shape, transform, inverse):
+    """Transformed back by hand, all points lie on the ellipse."""
+    (stroke,) = read(f'<{shape} stroke="red" transform="{transform}"/>').strokes
+    x, y = np.array(inverse) @ stroke.T
+    np.testing.assert_allclose((x / 30) ** 2 + (y / 15) ** 2, 1, rtol=1e-9)
+    assert np.hypot(np.diff(x), np.diff(y)).max() < 1
+
+
 def test_habits_of_inkscape_and_illustrator():
     """Styles, layers, foreign elements, style sheets, a doctype, definitions and uses."""
     body = """<sodipodi:namedview xmlns:sodipodi="s"><path d="M0 0h9" stroke="red"/>
