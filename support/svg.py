@@ -33,6 +33,15 @@ NOT_DRAWN = {
     *("script", "title", "desc", "font", "cursor", "view", "animate", "animateTransform", "set"),
 }
 NO_LINES = {"text", "image", "foreignObject"}  # drawn, but not as lines
+PROPERTIES = {"fill", "stroke", "stroke-width", "display", "visibility", "color"}
+ATTRIBUTES = {  # all that svgelements is shown
+    *PROPERTIES,
+    *HREFS,
+    *("id", "class", "style", "transform", "viewBox", "preserveAspectRatio", "d", "points"),
+    *("x", "y", "width", "height", "rx", "ry", "cx", "cy", "r", "x1", "y1", "x2", "y2"),
+}
+MAX_ATTRIBUTE = 10_000  # characters of an attribute, but for a shape's data
+TRANSFORM = re.compile(r"\s*(?:[A-Za-z]+\s*\([^()]*\)[\s,]*)*")
 FRAME = ("width", "height", "viewBox", "preserveAspectRatio")
 
 
@@ -165,7 +174,8 @@ def _prepare(root: ElementTree.Element, name: str) -> int:
         for element, hidden in level:
             if key := element.get("id"):
                 by_id.setdefault(key, element)
-            text += len(element.get("d", "")) + len(element.get("points", ""))
+            _prepare_attributes(element, name)
+            text += len(element.get("d", ""))
             if _tag(element) == "style":
                 element.text = _plain_style("".join(element.itertext()))
                 element[:] = []
@@ -175,6 +185,11 @@ def _prepare(root: ElementTree.Element, name: str) -> int:
                     element.remove(child)
                     no_lines += tag in NO_LINES and not hidden
                     continue
+                if tag in ("polyline", "polygon"):  # svgelements takes long to read points
+                    child.tag = NAMESPACE + "path"
+                    points = child.attrib.pop("points", "").strip()
+                    child.set("d", f"M{points}{'Z' if tag == 'polygon' else ''}" if points else "")
+                    tag = "path"
                 if tag == "path" and not child.get("d", "").strip():  # svgelements asks for one
                     element.remove(child)
                     continue
@@ -191,6 +206,20 @@ def _prepare(root: ElementTree.Element, name: str) -> int:
         raise UserError(f"{name}: {text:,} characters of path data are too many for a drawing")
     _check_uses(root, by_id, name)
     return no_lines
+
+
+def _prepare_attributes(element: ElementTree.Element, name: str) -> None:
+    """Leaves only what is needed, in a form that svgelements reads in a reasonable time."""
+    for key in [key for key in element.attrib if key not in ATTRIBUTES]:
+        del element.attrib[key]
+    for key, value in element.attrib.items():
+        if key not in ("d", "points") and len(value) > MAX_ATTRIBUTE:
+            raise UserError(f"{name}: {len(value):,} characters are too many for {key!r}")
+    if not TRANSFORM.fullmatch(element.get("transform", "")):
+        shown = element.get("transform", "")[:40]
+        raise UserError(f"{name}: damaged, a transform is {one_line(ValueError(shown))!r}")
+    if "style" in element.attrib:
+        element.set("style", _plain_declarations(element.get("style", "")))
 
 
 def _check_uses(
@@ -230,9 +259,17 @@ def _plain_style(text: str) -> str:
     rules = []
     for rule in text.split("}"):
         selector, _, declarations = (part.strip() for part in rule.rpartition("{"))
+        declarations = _plain_declarations(declarations)
         if selector and declarations and "@" not in selector and "{" not in selector:
-            rules.append(f"{' '.join(selector.split())}{{{' '.join(declarations.split())}}}")
+            rules.append(f"{' '.join(selector.split())}{{{declarations}}}")
     return "\n".join(rules)
+
+
+def _plain_declarations(text: str) -> str:
+    """The declarations of the properties that matter, as in fill:none;stroke:#000."""
+    pairs = (part.partition(":") for part in text.split(";"))
+    found = ((key.strip(), " ".join(value.split())) for key, _, value in pairs)
+    return ";".join(f"{key}:{value}" for key, value in found if key in PROPERTIES and value)
 
 
 def _set_user_units(root: ElementTree.Element, name: str) -> tuple[float, float, float, float]:
@@ -305,7 +342,8 @@ class _Run(NamedTuple):
 
     def to_page(self, points: np.ndarray) -> np.ndarray:
         m = self.transform
-        return points @ np.array([[m.a, m.b], [m.c, m.d]]) + (m.e, m.f)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for it
+            return points @ np.array([[m.a, m.b], [m.c, m.d]]) + (m.e, m.f)
 
 
 def _runs(shape: svgelements.Shape) -> list[_Run]:

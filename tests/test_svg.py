@@ -1,5 +1,6 @@
 """support/svg.py: lines as a browser draws them, and files that must do no harm."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -199,6 +200,23 @@ def test_style_sheets_that_take_for_ever(text):
     start = time.monotonic()
     found = read(f'<style>{text}</style><path stroke="red" d="M0 0h1"/>')
     assert len(found.strokes) == 1 and time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        f'points="{"1" * 100_000}"',
+        f'transform="{"translate(" * 900}"',
+        f'clip-path="{"url(" * 9_000}"',
+    ]
+    + [f'style="stroke:{"rgb(1," * 2_000}"', f'd="M0 0h{"1" * 100_000}"'],
+)
+def test_attributes_that_take_for_ever(attribute):
+    """The same, for attributes: read, skipped or refused at once."""
+    start = time.monotonic()
+    with contextlib.suppress(UserError):
+        read(f"<polyline {attribute}/><path {attribute}/>")
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
