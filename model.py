@@ -8,16 +8,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 import rnn
 import unroll
+from encoders import CHANNELS, PatchEncoder
 from hparams import HParams
-from support.backend import MixedLayer, keras, mixed_matmul, ops
+from support.backend import keras, ops
+from support.precision import MixedLayer, mixed_matmul
 
-CHANNELS = (8, 32, 64, 128, 256, 512, 512)
 EMBEDDING = CHANNELS[-1]
-CELL = 4  # side, in pixels, of what the first convolution sees at a time
 MIXTURES = 20
 OUTPUT_WIDTH = 3 + 6 * MIXTURES
 EDGE_WEIGHTS = (1.0, 0.5, 0.2)  # of the most, second and third most similar patch
@@ -25,99 +23,6 @@ PICTURE_EDGE = 0.5  # from a patch to the whole sketch
 CLUSTERING_WEIGHT = 0.25
 CENTROID_MOMENTUM = 0.75
 LIKELIHOOD_FLOOR = 1e-6
-
-
-class PatchEncoder(MixedLayer):
-    """Seven strided convolutions and a max-pool: one 512-vector a picture.
-
-    All is computed in the compute type of its policy.
-
-    Args:
-        seed: int or keras.random.SeedGenerator for the initial weights.
-    """
-
-    def __init__(self, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.filters = []
-        inputs = 1
-        for layer, outputs in enumerate(CHANNELS):
-            # No ReLU, which would halve the variance, follows the last layer.
-            scale = 1.0 if layer == len(CHANNELS) - 1 else 2.0
-            self.filters.append(
-                self.add_weight(
-                    shape=(2, 2, inputs, outputs),
-                    initializer=keras.initializers.VarianceScaling(
-                        scale, "fan_in", "untruncated_normal", seed=seed
-                    ),
-                    name=f"conv{layer}",
-                )
-            )
-            inputs = outputs
-        self.built = True
-
-    def call(self, pictures):
-        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float32 (N, 512)."""
-        side = pictures.shape[1]
-        padded = max(CELL, 2 ** math.ceil(math.log2(side)))
-        if side == padded:
-            x = self._scale(_to_cells(pictures))
-        else:
-            # Zeros after the edges are what SAME padding would put there, layer by layer.
-            margin = (0, padded - side)
-            x = _to_cells(ops.pad(self._scale(pictures), ((0, 0), margin, margin)))
-        # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
-        # matrix product without any rearrangement, many times as fast backwards as a general one.
-        first, *others = map(self.to_compute_dtype, self.filters)
-        x = ops.relu(ops.matmul(x, _cell_kernel(first)))
-        windows = (padded // 2) ** 2
-        for layer, kernel in enumerate(others, start=1):
-            if windows == 1:  # of a single pixel's window, SAME padding fills the rest
-                kernel = kernel[0, 0]
-            else:
-                kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
-                windows //= 4
-            x = ops.matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel)
-            if layer < len(self.filters) - 1:
-                x = ops.relu(x)
-        pooled = ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
-        return ops.cast(pooled, self.variable_dtype)
-
-    def _scale(self, pixels):
-        # The same bits as v / 255 * 2 - 1: a factor of two changes no rounding.
-        return ops.cast(pixels, self.compute_dtype) / 127.5 - 1
-
-
-def _to_cells(pictures):
-    """(N, S, S), S a power of two, to (cells, 16): cells of 4 x 4 pixels, in quadtree order.
-
-    In that order every quadrant is contiguous at every level. Inside a cell pixels stay row by
-    row: moving whole rows of a cell takes a quarter of the time.
-    """
-    side = pictures.shape[1]
-    count = side // CELL
-    order = np.arange(count * count, dtype=np.int32).reshape(count, count)
-    for level in range(int(math.log2(count))):
-        half = count >> (level + 1)
-        order = order.reshape(-1, 2, half, 2, half).swapaxes(2, 3)
-    rows = np.arange(side * count, dtype=np.int32).reshape(count, CELL, count).swapaxes(1, 2)
-    rows = rows.reshape(-1, CELL)[order.reshape(-1)].reshape(-1)
-    pieces = ops.take(ops.reshape(pictures, (-1, side * count, CELL)), rows, axis=1)
-    return ops.reshape(pieces, (-1, CELL * CELL))
-
-
-def _cell_kernel(kernel):
-    """The first convolution's kernel (2, 2, 1, C) as it acts on a cell: (16, 4 C).
-
-    Of the cell's four windows each sees its own four pixels; zeros stand for the others.
-    """
-    channels = kernel.shape[-1]
-    source = np.full((CELL, CELL, 2, 2, channels), 4 * channels, np.int32)
-    for y, x in np.ndindex(CELL, CELL):
-        pixel = 2 * (y % 2) + x % 2
-        source[y, x, y // 2, x // 2] = pixel * channels + np.arange(channels)
-    values = ops.reshape(kernel, (-1,))
-    values = ops.concatenate([values, ops.zeros_like(values[:1])])
-    return ops.take(values, source.reshape(CELL * CELL, 4 * channels))
 
 
 def first_argmax(x):
@@ -231,8 +136,8 @@ class GraphEncoder(MixedLayer):
         """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
         h = self.node_norm(ops.relu(embeddings), training=training)
         g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1)))
-        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2)))
+        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1), self.compute_dtype))
+        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2), self.compute_dtype))
         pooled = ops.sum(g0 + g2, axis=1)
         return ops.tanh(self.graph_norm(pooled, training=training))
 

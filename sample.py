@@ -17,6 +17,7 @@ from absl import flags
 import checkpoints
 import dataset
 import drawing
+import gallery
 import inference
 import utils
 from checkpoints import BEST
@@ -391,7 +392,7 @@ def _draw_healed(
             i = found.key
             for v in range(facts["variants"]):
                 if i < SHOWN_DRAWINGS:
-                    shown = drawing.Example(own[i].name, v + 1, original=sketches[i])
+                    shown = gallery.Example(own[i].name, v + 1, original=sketches[i])
                     examples[i, v] = _corrupted(shown, found, hole=erase is not None)
                 yield (i, v), found.code
 
@@ -574,13 +575,13 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
     write_json(path, asdict(metadata))
 
 
-def _example(split: Split, member: int, hparams: HParams) -> drawing.Example:
+def _example(split: Split, member: int, hparams: HParams) -> gallery.Example:
     """What the gallery shows of a sketch before anything is drawn from it."""
     category, index = split.key(member)
-    return drawing.Example(hparams.categories[category], index, original=split.sketch(member))
+    return gallery.Example(hparams.categories[category], index, original=split.sketch(member))
 
 
-def _corrupted(example: drawing.Example, found: Encoded, hole: bool = False) -> drawing.Example:
+def _corrupted(example: gallery.Example, found: Encoded, hole: bool = False) -> gallery.Example:
     """An example with its patch graph and its corrupted canvas.
 
     Where a rectangle was erased, and not the squares of masked patches, none is marked.
@@ -591,11 +592,11 @@ def _corrupted(example: drawing.Example, found: Encoded, hole: bool = False) -> 
 
 
 def _write_gallery(
-    output_dir: Path, examples: list[drawing.Example], title: str, facts: dict
+    output_dir: Path, examples: list[gallery.Example], title: str, facts: dict
 ) -> None:
     """gallery.png and index.html."""
-    drawing.write_png(output_dir / "gallery.png", drawing.gallery(examples, title=title))
-    page = drawing.index_html(examples, title=title, metadata=facts)
+    drawing.write_png(output_dir / "gallery.png", gallery.gallery(examples, title=title))
+    page = gallery.index_html(examples, title=title, metadata=facts)
     write_file(output_dir / "index.html", page)
 
 

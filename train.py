@@ -14,7 +14,7 @@ from absl import flags
 
 import checkpoints
 import dataset
-import drawing
+import gallery
 import inference
 from batches import evaluation_batches, training_batches
 from checkpoints import RunState
@@ -34,7 +34,7 @@ from support.devices import DeviceGroup
 from support.files import UserError
 from support.metrics_log import MetricsLog, NoLog
 
-PREVIEWED = 16  # sketches
+PREVIEWED, PREVIEW_COLUMNS = 16, 4  # sketches of a preview, and how many of them in a row
 PATIENCE = 5  # validations in a row without improvement
 AGREED_EVERY = 10  # updates between two questions whether any process was interrupted
 
@@ -286,13 +286,12 @@ def evaluate(
 
 
 def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> np.ndarray:
-    """The first validation sketches of each category, corrupted and redrawn: uint8 (h, w, 3).
+    """Some validation sketches, corrupted and redrawn: uint8 (h, w, 3).
 
     What is erased and the drawing's random numbers are the same each time.
     """
     split = data.splits["valid"]
-    per_category = max(1, PREVIEWED // len(hparams.categories))
-    members = split.first_of_each(per_category)[:PREVIEWED]
+    members = previewed(split)
     sketches = [split.sketch(i) for i in members]
     rng = np.random.default_rng(hparams.seed)
     seeds = [rng.random(hparams.graph_number - 1) for _ in members]
@@ -318,7 +317,7 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
     )
     healed = {found.key: found.sketch for found in drawn}
     examples = [
-        drawing.Example(
+        gallery.Example(
             category=hparams.categories[found.key[0]],
             index=found.key[1],
             original=sketch,
@@ -327,7 +326,16 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
         )
         for found, sketch in zip(encoded, sketches, strict=True)
     ]
-    return drawing.gallery(examples, per_row=per_category)
+    return gallery.gallery(examples, per_row=PREVIEW_COLUMNS, by_category=False)
+
+
+def previewed(split: dataset.Split) -> list[int]:
+    """Positions of the first sketches of each category; of many, of some evenly chosen ones."""
+    shown = np.unique(split.category)
+    if len(shown) > PREVIEWED:
+        shown = shown[np.linspace(0, len(shown) - 1, PREVIEWED).round().astype(int)]
+    among = np.flatnonzero(np.isin(split.category, shown))
+    return split.first_of_each(PREVIEWED // len(shown), among)
 
 
 def _start_or_resume(
