@@ -26,6 +26,7 @@ from hparams import CONFIG_NAME, HParams, read_config
 from inference import Encoded
 from model import SPGra2Seq
 from support import cli
+from support.backend import keras
 from support.files import UserError, file_sha256, read_json, read_npy, write_file, write_json
 from support.output_dir import write_to
 from support.own_drawings import (
@@ -375,7 +376,8 @@ def _draw_healed(
 ) -> None:
     """Draws as healed.json says; `stems` names the files of each drawing and variant."""
     erase, examples = facts["erase"], {}
-    few = len(stems) <= FEW
+    # JAX compiles each operation by itself otherwise, which takes longer.
+    jit = len(stems) > FEW or keras.backend.backend() == "jax"
 
     def codes():
         encoded = inference.encode_sketches(
@@ -386,7 +388,7 @@ def _draw_healed(
             masking=facts["masking"],
             holes=holes,
             workers=workers,
-            jit=not few,
+            jit=jit,
         )
         for found in encoded:
             i = found.key
@@ -404,7 +406,7 @@ def _draw_healed(
         greedy=facts["greedy"],
         seed=facts["seed"],
         batch_size=min(facts["batch_size"], len(stems)),
-        jit=not few,
+        jit=jit,
     )
     with cli.Progress("Drawing", len(stems)) as progress:
         for found in drawn:
