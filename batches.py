@@ -197,6 +197,7 @@ def make_graphs(
     mask_prob: float = 0.0,
     seeds: list[np.ndarray] | None = None,
     masking: str = "patch",
+    holes: list[utils.Box | None] | None = None,
 ) -> tuple[Batch, list[utils.SketchGraph]]:
     """Draws and crops B sketches; as `utils.make_graph` one by one, but faster.
 
@@ -206,6 +207,7 @@ def make_graphs(
         mask_prob: see `utils.make_graph`.
         seeds: for each sketch its uniform numbers, see `utils.make_graph`.
         masking: see `utils.make_graph`.
+        holes: for each sketch a rectangle to blank, see `utils.crop_patches`; None: none.
 
     Returns:
         What the encoder takes: patches and graph_masks as in `make_batch`; and the graphs, whose
@@ -222,7 +224,14 @@ def make_graphs(
         if i in layouts:
             centers = layouts[i].centers[: graph - 1]
             erase = utils.choose_erased(len(centers), mask_prob, seeds[i] if seeds else None)
-            masked = utils.crop_patches(layouts[i], erase, patches[i], inked[i], masking=masking)
+            masked = utils.crop_patches(
+                layouts[i],
+                erase,
+                patches[i],
+                inked[i],
+                masking=masking,
+                hole=holes[i] if holes else None,
+            )
         else:
             patches[i][inked[i]] = 0
             inked[i] = False

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hparams import HParams
+from support import quickdraw
 from support.files import UserError, one_line
 from support.pickled_arrays import PickledArray, UnsafePickle
 from support.safe_npz import Archive, DamagedFile, open_archive, parse_entries
@@ -291,11 +292,18 @@ def _find(data_dir: str | Path, category: str) -> Path:
     path = Path(data_dir) / f"{category}.npz"
     if path.is_file():
         return path
+    if category in quickdraw.CATEGORIES:
+        advice = (
+            f"; to fetch it: python download.py --data_dir={data_dir} --categories=[{category}]"
+        )
+    else:
+        like = ", ".join(quickdraw.nearest(category))
+        advice = f"; of the Quick, Draw! categories, the nearest are {like}" if like else ""
     if not Path(data_dir).is_dir():
-        raise UserError(f"{path}: not found, there is no directory {data_dir}")
+        raise UserError(f"{path}: not found, there is no directory {data_dir}{advice}")
     there = sorted(file.name for file in Path(data_dir).glob("*.npz"))
     shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-    raise UserError(f"{path}: not found; {data_dir} holds {shown or 'no .npz files'}")
+    raise UserError(f"{path}: not found; {data_dir} holds {shown or 'no .npz files'}{advice}")
 
 
 class _LeftOut:

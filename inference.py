@@ -15,7 +15,7 @@ from support.backend import compiled, keras, ops
 from support.checks import check_real
 from support.files import UserError
 from support.workers import prefetch
-from utils import SketchGraph
+from utils import Box, SketchGraph
 
 GENERATION_STREAM = 3  # first entry of the random streams' keys; see `batches`
 ENCODING_BATCH = 32
@@ -50,6 +50,7 @@ def encode_sketches(
     mask_prob: float = 0.0,
     seeds: Sequence[np.ndarray] | None = None,
     masking: str = "patch",
+    holes: Sequence[Box | None] | None = None,
     keys: Sequence[Hashable] | None = None,
     wanted: Container[Hashable] | None = None,
     workers: int | None = None,
@@ -63,6 +64,7 @@ def encode_sketches(
         mask_prob: see `utils.make_graph`.
         seeds: for each sketch its uniform numbers, see `utils.make_graph`.
         masking: see `utils.make_graph`.
+        holes: for each sketch a rectangle to blank, see `utils.crop_patches`; None: none.
         keys: names of the sketches; None: their positions.
         wanted: the keys whose codes are wanted; None: all. A code's last bits depend on its
             neighbours, so these stay in the batches that they would be in without it.
@@ -91,6 +93,7 @@ def encode_sketches(
             mask_prob=mask_prob,
             seeds=None if seeds is None else [seeds[i] for i in members],
             masking=masking,
+            holes=None if holes is None else [*(holes[i] for i in members), *[None] * empty],
         )
 
     encode = compiled(model.encode_graphs, model) if jit else model.encode_graphs

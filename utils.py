@@ -21,6 +21,11 @@ MAX_WHOLE = 2**31  # largest offset, in whole numbers of 64 bits
 MASKING_APPROACHES = ("patch", "sketchhealer")
 
 
+# Left, top, right, bottom of a rectangle, measured from the left and top of a sketch's drawn
+# strokes, in units of their longer side.
+Box = tuple[float, float, float, float]
+
+
 class SketchGraph(NamedTuple):
     """The pictures of one sketch's nodes: the whole sketch and its patches.
 
@@ -239,6 +244,7 @@ def crop_patches(
     inked: np.ndarray,
     *,
     masking: str = "patch",
+    hole: Box | None = None,
 ) -> list[int]:
     """Draws a sketch and writes the pictures of its nodes: the whole and its first n patches.
 
@@ -250,6 +256,8 @@ def crop_patches(
         inked: boolean (G,), which pictures of `out` may not be zero: before, so that only these
             are wiped, and then after the call.
         masking: see `make_graph`.
+        hole: a rectangle to blank before all else, see `Box`; patches whose centre it holds are
+            masked, without a square of their own being erased.
 
     Returns:
         The indices of the masked patches.
@@ -268,6 +276,7 @@ def crop_patches(
     inked[:] = True  # in case of an error on the way
     try:
         _draw_paths(canvas, layout)
+        hidden = [] if hole is None else _blank_hole(canvas, layout, hole, len(erase))
         squares = [
             None if left < 0 else bordered[top : top + size, left : left + size]
             for left, top in layout.squares[: len(erase)].tolist()
@@ -280,7 +289,7 @@ def crop_patches(
         for i, square in enumerate(squares):
             if i in masked:
                 square.fill(0)
-            elif square is not None:
+            elif square is not None and i not in hidden:
                 out[i + 1] = square
                 filled[i + 1] = True
         # In turn, the whole sketch is seen after the walk.
@@ -291,7 +300,7 @@ def crop_patches(
         if was and not now:
             out[node].fill(0)
     inked[:] = filled
-    return masked
+    return sorted({*masked, *hidden})
 
 
 _threads = threading.local()
@@ -303,6 +312,20 @@ def _blank_canvas(length: int) -> np.ndarray:
     if canvas is None or len(canvas) < length:
         canvas = _threads.canvas = np.zeros((length, length), np.uint8)
     return canvas[:length, :length]
+
+
+def _blank_hole(canvas: np.ndarray, layout: Layout, hole: Box, n_patches: int) -> list[int]:
+    """Blanks a rectangle of the canvas; returns the patches whose centre is in it."""
+    points = np.concatenate(layout.paths)
+    low = points.min(axis=0)
+    longest = (points.max(axis=0) - low).max()
+    left, top, right, bottom = (
+        np.clip(np.rint(np.tile(low, 2) + np.array(hole) * longest), 0, layout.side).astype(int)
+    ).tolist()
+    canvas[top:bottom, left:right] = 0
+    centers = layout.centers[:n_patches]
+    inside = (centers >= (left, top)) & (centers < (right, bottom))
+    return np.flatnonzero(inside.all(axis=1)).tolist()
 
 
 def _draw_paths(canvas: np.ndarray, layout: Layout) -> None:
