@@ -27,6 +27,7 @@ from inference import Encoded
 from model import SPGra2Seq
 from support import cli
 from support.backend import keras
+from support.checks import MAX_BATCH, MAX_SEED, check_real, check_whole, check_workers
 from support.files import UserError, file_sha256, read_json, read_npy, write_file, write_json
 from support.output_dir import write_to
 from support.own_drawings import (
@@ -140,7 +141,7 @@ def sample(
         UserError: no model, no data, seeds that run out, an output_dir that holds other samples.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, masking, split, batch_size, pictures)
+    _check(num_per_category, prob, temperature, seed, masking, split, batch_size, pictures, workers)
     config = read_config(Path(model_dir) / CONFIG_NAME)
     hparams = config.hparams
     wanted = tuple(hparams.categories) if categories is None else categories
@@ -304,9 +305,14 @@ def heal(
         UserError: nothing is written then.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, masking, "test", batch_size, pictures)
-    if variants < 1 or (greedy and variants > 1):
-        raise UserError(f"--variants: {variants} is not allowed; at least 1, and with --greedy 1")
+    _check(
+        num_per_category, prob, temperature, seed, masking, "test", batch_size, pictures, workers
+    )
+    check_whole("variants", variants, 1)
+    if greedy and variants > 1:
+        raise UserError(
+            f"--variants: {variants} is not allowed; with --greedy all would be the same"
+        )
     config = read_config(Path(model_dir) / CONFIG_NAME)
     own, notes = load_own(inputs, most=num_per_category, absolute=absolute)
     holes = None if erase is None else [find_hole(one, erase) for one in own]
@@ -540,20 +546,20 @@ def write_sample(
     write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
-def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
-    if num_per_category < 1:
-        raise UserError(f"--num_per_category: {num_per_category} is not allowed; at least 1")
-    if not 0 <= prob <= 1:
-        raise UserError(f"--prob: {prob} is not allowed; from 0 to 1")
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"--temperature: {temperature} is not allowed; above 0")
+def _check(
+    num_per_category, prob, temperature, seed, masking, split, batch_size, pictures, workers
+) -> None:
+    check_whole("num_per_category", num_per_category, 1)
+    check_real("prob", prob, 0, 1)
+    check_real("temperature", temperature, inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE)
+    check_whole("seed", seed, 0, MAX_SEED)
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
+    check_workers(workers)
     if masking not in utils.MASKING_APPROACHES:
         allowed = ", ".join(utils.MASKING_APPROACHES)
         raise UserError(f"--masking: {masking!r} is not allowed; one of {allowed}")
     if split not in dataset.SPLITS:
         raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
-    if batch_size < 1:
-        raise UserError(f"--batch_size: {batch_size} is not allowed; at least 1")
     for kind in pictures:
         if kind not in PICTURES:
             raise UserError(f"--pictures: {kind!r} is not allowed; svg, png, both or none")

@@ -17,6 +17,7 @@ DRAWING_SIDE = 640  # pixels of a sketch's longer side
 THICKNESS = int(DRAWING_SIDE * 0.025)
 MARGIN = THICKNESS + 1
 ROWS_PER_PATCH = 4
+MAX_WHOLE = 2**31  # largest offset, in whole numbers of 64 bits
 MASKING_APPROACHES = ("patch", "sketchhealer")
 
 
@@ -189,6 +190,9 @@ def lay_out(sketches: list[np.ndarray], graph_picture_size: int = 256) -> list[L
     rows = np.concatenate([part for sketch in sketches for part in (start, sketch)])
     if not np.isfinite(rows).all():
         raise ValueError("the sketch has NaN or infinite values")
+    is_wide = rows.dtype.itemsize == 8 and rows.dtype.kind in "iu"
+    if is_wide and (rows.max() > MAX_WHOLE or rows.min() < -MAX_WHOLE):  # sums would overflow
+        raise ValueError("the sketch is too large for its type of numbers")
     counts = np.array([len(sketch) + 1 for sketch in sketches])
     ends = np.cumsum(counts)
     points = np.cumsum(_to_pixels(rows[:, :2], sketches, counts), axis=0, dtype=np.int64)
@@ -385,6 +389,9 @@ def _place(
     low = np.minimum.reduceat(points, boxed)[::2]
     high = np.maximum.reduceat(points, boxed)[::2]
     sides = (high - low).max(axis=1) + 2 * MARGIN
+    # Twice the side where the extent was truncated from nearly 2 to 1, and a pixel a row.
+    if (sides > 2 * (DRAWING_SIDE + MARGIN) + counts).any():
+        raise ValueError("the sketch is too large for its type of numbers")
     points += np.repeat(MARGIN - low, counts, axis=0)
     return sides, np.minimum(np.maximum.reduceat(points, firsts) + MARGIN, sides[:, None])
 

@@ -180,6 +180,14 @@ def test_a_model_without_scale_factor(data_dir, tmp_path, capsys):
         ({"pictures": ("gif",)}, "--pictures: 'gif' is not allowed"),
         ({"num_per_category": 0}, "--num_per_category: 0 is not allowed"),
         ({"batch_size": 0}, "--batch_size: 0 is not allowed"),
+        ({"batch_size": 10**9}, "--batch_size: 1000000000 is not allowed; at most 65536"),
+        ({"num_per_category": 10**400}, "--num_per_category: 1000000"),
+        ({"temperature": 1e-40}, "--temperature: 1e-40 is not allowed; at least 0.001"),
+        ({"temperature": 1e39}, "--temperature: 1e\\+39 is not allowed; at most 100.0"),
+        ({"temperature": float("nan")}, "--temperature: nan is not allowed"),
+        ({"seed": -1}, "--seed: -1 is not allowed; at least 0"),
+        ({"seed": 1.5}, "--seed: 1.5 is not allowed; a whole number"),
+        ({"workers": -3}, "--workers: -3 is not allowed; at least 0"),
     ],
 )
 def test_wrong_options(data_dir, model_dir, tmp_path, options, message):
