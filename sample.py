@@ -305,9 +305,14 @@ def heal(
         UserError: nothing is written then.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, masking, "test", batch_size, pictures)
-    if variants < 1 or (greedy and variants > 1):
-        raise UserError(f"--variants: {variants} is not allowed; at least 1, and with --greedy 1")
+    _check(
+        num_per_category, prob, temperature, seed, masking, "test", batch_size, pictures, workers
+    )
+    check_whole("variants", variants, 1)
+    if greedy and variants > 1:
+        raise UserError(
+            f"--variants: {variants} is not allowed; with --greedy all would be the same"
+        )
     config = read_config(Path(model_dir) / CONFIG_NAME)
     own, notes = load_own(inputs, most=num_per_category, absolute=absolute)
     holes = None if erase is None else [find_hole(one, erase) for one in own]
