@@ -446,7 +446,7 @@ def test_mixed_precision_is_nearly_float32(data, dec_model, monkeypatch):
         model.start_clusters(batch)
         start = np.asarray(model.clusters.centroids) + 0
         if precision == "float32":
-            patches = model.embed(batch["pictures"], batch["nodes"])[:, 1:]
+            patches = model.embed(batch["patches"])[:, 1:]
             winners = network.synonymous_winners(patches)
             monkeypatch.setattr(network, "synonymous_winners", lambda _, fixed=winners: fixed)
         losses = {k: float(v) for k, v in model(batch, training=True).items()}
