@@ -89,6 +89,8 @@ class PatchEncoder(MixedLayer):
 
     def call(self, pictures):
         """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float32 (N, D)."""
+        if pictures.shape[0] == 0:
+            return ops.zeros((0, self.filters[-1].shape[-1]), self.variable_dtype)
         grid = _Grid(pictures.shape[1], len(self.filters))
         cells = (_Inked if skips_blank_cells() else _Dense)(grid, pictures, self.compute_dtype)
         x = cells.pixels
@@ -202,6 +204,7 @@ class _Dense:
 
     def __init__(self, grid: _Grid, pictures, dtype: str):
         self.grid, self.dtype = grid, dtype
+        self.is_blank = ops.logical_not(ops.any(ops.cast(pictures, "bool"), axis=(1, 2)))
         if grid.is_cut:
             # Zeros behind the edges are what SAME padding would put there, layer by layer.
             margin = (0, grid.padded - grid.side)
@@ -229,7 +232,10 @@ class _Dense:
         within = np.flatnonzero(self._within(last))
         if len(within) < x.shape[1]:
             x = ops.take(x, within.astype(np.int32), axis=1)
-        return _largest(x)
+        pooled = _largest(x)
+        # Blank pictures must be equal, however a product's kernel rounds its last rows.
+        first = ops.argmax(ops.cast(self.is_blank, "int32"))
+        return ops.where(self.is_blank[:, None], ops.take(pooled, first, axis=0), pooled)
 
     def _within(self, layer):
         width = self.grid.padded_width(layer)

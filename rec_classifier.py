@@ -5,6 +5,7 @@ and `best.npz` (the weights of the best validation) of a finished classifier, or
 training state after the last finished epoch) of one that is being trained.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 import checkpoints
-from dataset import Dataset, Split
+from dataset import SPLITS, Dataset, Split
+from hparams import CONFIG_NAME
 from sketch_a_net import EVALUATION_BATCH, SketchANet, evaluation_batches, training_batches
 from support import cli
 from support.backend import keras
 from support.files import UserError, one_line, read_json, write_json
+from support.output_dir import write_to
 
 METADATA_NAME = "classifier.json"
+FILES = (METADATA_NAME, checkpoints.BEST, checkpoints.LATEST, *(f"{name}.npz" for name in SPLITS))
 PATIENCE = 4  # epochs in a row without improvement
 MAX_VALIDATED = 250  # validation sketches of a category: enough to compare epochs by
 WARM_UP = 0.05  # share of the updates in which the learning rate rises
@@ -92,9 +96,32 @@ def train(
     Raises:
         UserError: another run's state in the directory; a damaged or unwritable file; a loss
             that is not finite.
-        OSError: the directory can't be made.
     """
+    with writing_classifier(classifier_dir):
+        return _train(Path(classifier_dir), data, categories, options, should_stop, workers)
+
+
+def writing_classifier(classifier_dir: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Takes a classifier directory for writing; see `support.output_dir.write_to`."""
     folder = Path(classifier_dir)
+
+    def is_ours(path: Path) -> bool:
+        # Releases without manifests: a model's directory has a model_config.json.
+        finished, latest = folder / METADATA_NAME, folder / checkpoints.LATEST
+        return (finished.exists() or latest.exists()) and not (folder / CONFIG_NAME).exists()
+
+    return write_to(folder, "classifier", FILES, is_ours=is_ours)
+
+
+def _train(
+    folder: Path,
+    data: Dataset,
+    categories: Sequence[str],
+    options: Options,
+    should_stop: Callable[[], bool],
+    workers: int | None,
+) -> Classifier | None:
+    """See `train`."""
     metadata = {
         "categories": list(categories),
         "data": data.fingerprint(),
@@ -216,7 +243,6 @@ class _Checkpoint(keras.callbacks.Callback):
             How many epochs are done.
         """
         if not self.latest.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._save_latest()  # a disk that is too small shows now
             return 0
         arrays, meta = checkpoints.read_arrays(self.latest)

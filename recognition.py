@@ -216,7 +216,8 @@ def judge_originals(
     sketches = [split.sketch(i) for i in range(len(split))]
     counts = judge(classifier, sketches, split.category, "Judging originals", workers)
     try:
-        checkpoints.write_arrays(path, {"confusion": counts}, made_of)
+        with rec_classifier.writing_classifier(classifier_dir):
+            checkpoints.write_arrays(path, {"confusion": counts}, made_of)
     except UserError:
         print(f"Note: {path} can't be written; the originals will be judged again next time.")
     return counts

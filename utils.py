@@ -260,7 +260,8 @@ def crop_patches(
     bordered = _blank_canvas(layout.side + 2 * border)
     canvas = bordered[border : border + layout.side, border : border + layout.side]
     inside = canvas[: layout.extent[1], : layout.extent[0]]
-    filled = [True, *[False] * (len(out) - 1)]
+    was_inked, filled = inked.tolist(), [True, *[False] * (len(out) - 1)]
+    inked[:] = True  # in case of an error on the way
     try:
         _draw_paths(canvas, layout)
         squares = [
@@ -282,7 +283,7 @@ def crop_patches(
         _shrink(inside, layout.side, out[0])
     finally:
         inside.fill(0)
-    for node, (was, now) in enumerate(zip(inked.tolist(), filled, strict=True)):
+    for node, (was, now) in enumerate(zip(was_inked, filled, strict=True)):
         if was and not now:
             out[node].fill(0)
     inked[:] = filled

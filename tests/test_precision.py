@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from autodiff import gradients
 
+import rnn
 import unroll
 from support import precision
 from support.backend import keras, ops
@@ -134,7 +135,7 @@ def test_a_recurrence_rounds_its_hidden_vectors_and_nothing_else():
     units = 12
     cell = rnn.LSTMCell(8, units, seed=0, dtype="mixed_bfloat16")
     projected, c, h = operands((6, 3, 4 * units), (3, units), (3, units))
-    hs, _ = cell.unroll(*map(ops.convert_to_tensor, (projected,)), (c, h))
+    hs, _ = unroll.unroll(cell, ops.convert_to_tensor(projected), (c, h))
     theirs = unrolled(projected, keras.ops.convert_to_numpy(cell.recurrent_kernel), c, h)
     # One hidden number may be rounded to its other neighbour, off by 2^-8 of itself, and then
     # counts by a weight of about 0.3; a product in bfloat16 would be off by that at every step.
