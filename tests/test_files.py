@@ -580,3 +580,20 @@ def test_whole_numbers_too_large_to_be_drawn(extreme):
                 utils.make_graph(broken)
     graph = utils.make_graph(sketch)
     assert np.array_equal(graph.patches, utils.make_graph(sketch.astype(np.int16)).patches)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"save_minutes": -1}, "--save_minutes: -1 is not allowed; at least 0"),
+        ({"save_minutes": float("nan")}, "--save_minutes: nan"),
+        ({"workers": -3}, "--workers: -3 is not allowed; at least 0"),
+        ({"num_devices": 1.5}, "--num_devices: 1.5 is not allowed; a whole number"),
+    ],
+)
+def test_calls_of_train_are_checked_like_its_flags(tmp_path, options, part):
+    """A line before anything is read or written."""
+    import train  # brings TensorFlow, which the other tests here do without
+
+    assert part in refusal(train.train, tmp_path / "none", tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()
