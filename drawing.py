@@ -136,7 +136,7 @@ def canvas_picture(
     """
     inner, corner = side, (0, 0)
     if sketch is not None:
-        inner, corner = _frame(utils.draw(sketch)[0], side)
+        inner, corner = _frame(utils.draw(sketch)[0], side, utils.DRAWING_SIZE)
     return 255 - _place(canvas, inner, corner, side)
 
 
@@ -314,15 +314,20 @@ def _fit(paths: list[np.ndarray], side: int, margin: float) -> list[np.ndarray]:
     return [points[a:b] for a, b in pairwise(ends)]
 
 
-def _frame(canvas: np.ndarray, side: int) -> tuple[int, tuple[int, int]]:
+def _frame(canvas: np.ndarray, side: int, drawing_size: int) -> tuple[int, tuple[int, int]]:
     """Where an intact canvas goes in a picture, so that its strokes are fitted as by `_fit`.
+
+    Args:
+        canvas: from `utils.draw`.
+        side: of the picture.
+        drawing_size: of the drawing.
 
     Returns:
         Its width and height in pixels, and its left and top.
     """
     x, y, width, height = cv2.boundingRect(canvas)
     # The centre lines' longer side. A dot has none; it is shown about twice as large as usual.
-    longest = max(max(width, height) - utils.THICKNESS, utils.DRAWING_SIDE // 2)
+    longest = max(max(width, height) - utils.line_width(drawing_size), drawing_size // 2)
     scale = side * (1 - 2 * MARGIN) / longest
     left, top = (round(side / 2 - scale * (p + d / 2)) for p, d in ((x, width), (y, height)))
     return round(scale * len(canvas)), (left, top)

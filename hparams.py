@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from methods import METHODS, Method, shared_options, unused_options
 from support.files import UserError, read_json, write_json
 
 CONFIG_NAME = "model_config.json"
+AUTO = "auto"  # of an option: what suits the method
 
 _SWITCHES = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 _BOUNDS = {
@@ -28,6 +30,14 @@ _NAMES_ALLOWED = "a list in brackets of one or more names, all different, withou
 _KEEP = "Keep (not drop) probability of the decoder's"
 
 
+def _choices(name: Literal["edges", "masking"]) -> str:
+    """What is allowed for an option that depends on the method."""
+    choices = {method: getattr(traits, name) for method, traits in METHODS.items()}
+    return "; ".join(
+        [AUTO, *(f"{method}: {' or '.join(found)}" for method, found in choices.items() if found)]
+    )
+
+
 class HParams(BaseModel):
     """All options, frozen; `UserError` for a bad one. `categories` is a tuple of names."""
 
@@ -38,6 +48,16 @@ class HParams(BaseModel):
         strict=False,
         json_schema_extra={"allowed": _NAMES_ALLOWED},
         description="Categories to learn; the data directory holds one <category>.npz for each.",
+    )
+    method: str = Field(
+        "sp_gra2seq",
+        json_schema_extra={"allowed": " or ".join(METHODS)},
+        description="The encoder, with its nodes, edges and masking.",
+    )
+    edges: str = Field(
+        AUTO,
+        json_schema_extra={"allowed": _choices("edges")},
+        description="What links the nodes; auto: the first that the method has.",
     )
     num_steps: int = Field(1000001, ge=1, description="Most optimiser updates that a run makes.")
     save_every: int = Field(1, ge=1, description="Epochs between two validations.")
@@ -55,6 +75,15 @@ class HParams(BaseModel):
     graph_number: int = Field(21, ge=2, description="Graph nodes: whole picture and patches.")
     graph_picture_size: int = Field(
         256, ge=2, le=256, multiple_of=2, description="Side of a node's picture in pixels."
+    )
+    drawing_size: int = Field(
+        640, ge=64, le=4096, description="Pixels of a sketch's longer side, before it is cropped."
+    )
+    lattice_size: int = Field(
+        32, ge=1, le=256, description="Lines of the lattice in each direction."
+    )
+    lattice_nodes: int = Field(
+        150, ge=1, le=1024, description="Most points of the lattice; of more, some are left out."
     )
     num_mixture: int = Field(
         30, ge=1, description="Cluster centroids, at most batch_size * (graph_number - 1)."
@@ -97,6 +126,11 @@ class HParams(BaseModel):
     mask_prob: float = Field(
         0.1, ge=0, le=1, description="Share of a sketch's patches that is erased in training."
     )
+    masking: str = Field(
+        AUTO,
+        json_schema_extra={"allowed": _choices("masking")},
+        description="How they are erased in training; auto: the first that the method has.",
+    )
 
     def __init__(self, /, **options: Any) -> None:
         """Check the options given; the others take their defaults. `UserError` for a bad one."""
@@ -109,6 +143,34 @@ class HParams(BaseModel):
         """Return a checked copy with some options changed. `UserError` for a bad one."""
         # pydantic's own model_copy(update=...) checks nothing.
         return type(self)(**{**dict(self), **changes})
+
+    @property
+    def traits(self) -> Method:
+        """What the method needs."""
+        return METHODS[self.method]
+
+    @property
+    def edge_kind(self) -> str:
+        """The edges that `edges` stands for; "" where the method has no choice."""
+        return next(iter(self.traits.edges), "") if self.edges == AUTO else self.edges
+
+    @property
+    def training_masking(self) -> str:
+        """The approach that `masking` stands for."""
+        return self.traits.masking[0] if self.masking == AUTO else self.masking
+
+    def used(self) -> dict[str, Any]:
+        """The options that the method uses, by name, as JSON holds them."""
+        unused = unused_options(self.method)
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if name not in unused}
+
+    @field_validator("method")
+    @classmethod
+    def _check_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"{_shown(method)} is not allowed")
+        return method
 
     @field_validator("categories")
     @classmethod
@@ -134,8 +196,18 @@ class HParams(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        for name in unused_options(self.method):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(_not_used(name, self.method))
+        for name in ("edges", "masking"):
+            value, known = getattr(self, name), getattr(self.traits, name)
+            if value != AUTO and value not in known:
+                raise ValueError(
+                    f"option {name}: {_shown(value)} is not allowed with method={self.method}; "
+                    f"allowed: {' or '.join([AUTO, *known])}"
+                )
         patches = self.batch_size * (self.graph_number - 1)
-        if self.num_mixture > patches:
+        if "num_mixture" in self.traits.options and self.num_mixture > patches:
             raise ValueError(
                 f"option num_mixture: {self.num_mixture} is not allowed with batch_size="
                 f"{self.batch_size} and graph_number={self.graph_number}; allowed: at most "
@@ -159,6 +231,8 @@ class HParams(BaseModel):
 def parse_hparams(text: str, base: HParams | None = None) -> HParams:
     """Read options as a command line gives them: `categories=[bee,The Mona Lisa],batch_size=64`.
 
+    An option that the method does not use is refused, even at its default.
+
     Commas separate options except inside brackets and quotes, names may stand in ' or ", and
     spaces around a name or value don't count. What is not given comes from `base`, or else from
     the defaults. `UserError` for anything that is not understood or not allowed.
@@ -177,7 +251,11 @@ def parse_hparams(text: str, base: HParams | None = None) -> HParams:
             given[name] = _convert(value, _schema().get(name, {}).get("type"))
         except UserError as error:
             raise UserError(f"option {name}: {error}") from None
-    return (base or HParams()).replace(**given)
+    hparams = (base or HParams()).replace(**given)
+    for name in unused_options(hparams.method):
+        if name in given and given[name] != AUTO:
+            raise UserError(_not_used(name, hparams.method))
+    return hparams
 
 
 class ModelConfig(NamedTuple):
@@ -195,7 +273,7 @@ def write_config(path: str | Path, hparams: HParams, scale_factor: float | None 
     `UserError` where the file can't be written or the scale factor is not a positive number.
     """
     scale_factor = _check_scale_factor(scale_factor, path)
-    values = {**hparams.model_dump(mode="json"), "scale_factor": scale_factor}
+    values = {**hparams.used(), "scale_factor": scale_factor}
     write_json(path, values)
 
 
@@ -220,9 +298,11 @@ def read_config(path: str | Path, allow_unknown: bool = False) -> ModelConfig:
 def option_rows() -> list[tuple[str, str, str, str]]:
     """Return (name, default as it is written on a command line, what is allowed, description)."""
     rows = []
+    users = shared_options()
     for name, field in HParams.model_fields.items():
         default = f"[{','.join(field.default)}]" if name == "categories" else str(field.default)
-        rows.append((name, default, _allowed(name), field.description or ""))
+        only = f" Only {', '.join(users[name])}." if name in users else ""
+        rows.append((name, default, _allowed(name), f"{field.description}{only}"))
     return rows
 
 
@@ -281,6 +361,11 @@ def _unquote(text: str) -> str:
 @functools.cache
 def _schema() -> dict[str, dict[str, Any]]:
     return HParams.model_json_schema()["properties"]
+
+
+def _not_used(name: str, method: str) -> str:
+    users = ", ".join(shared_options()[name])
+    return f"option {name}: method={method} does not use it; it belongs to {users}"
 
 
 def _allowed(name: str) -> str:
