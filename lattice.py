@@ -46,13 +46,21 @@ class Lattice:
     @property
     def centers(self) -> np.ndarray:
         """The points on the canvas of `utils.draw`, float64 (k, 2)."""
-        scale = self.layout.side / SIDE if self.layout else 1.0
-        return (self.points + 0.5) * scale - 0.5
+        return self._on_canvas(self.points)
+
+    @property
+    def dropped_centers(self) -> np.ndarray:
+        """The dropped points on that canvas, float64 (d, 2)."""
+        return self._on_canvas(self.dropped)
 
     @property
     def erased(self) -> np.ndarray:
         """The centres of the erased squares on that canvas, int64 (k, 2)."""
         return self.layout.centers[self.masked] if self.layout else np.zeros((0, 2), np.int64)
+
+    def _on_canvas(self, points: np.ndarray) -> np.ndarray:
+        scale = self.layout.side / SIDE if self.layout else 1.0
+        return (points + 0.5) * scale - 0.5
 
     @property
     def picture(self) -> np.ndarray:

@@ -1,240 +1,27 @@
-"""SP-gra2seq: patches to embeddings to graph to code to strokes (Zang et al., AAAI 2023).
+"""A sketch's nodes to a code, the code to strokes, and the losses (Zang et al., AAAI 2023).
 
-Shapes: B batch, G graph nodes (the whole sketch and P = G - 1 patches), S picture side, K
-centroids, M = 20 output mixtures, Z code, R decoder units, T steps.
+The encoder is the method's own, see `methods`; all else is SP-gra2seq's.
+
+Shapes: B batch, G graph nodes (the whole sketch and P = G - 1 patches), S picture side, E
+embedding, K centroids, M = 20 output mixtures, Z code, R decoder units, T steps.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+import methods
 import rnn
 import unroll
+from graphs import Encoding, first_argmax, one_hot_argmax
 from hparams import HParams
-from support.backend import MixedLayer, keras, mixed_matmul, ops
+from support.backend import MixedLayer, keras, ops
 
-CHANNELS = (8, 32, 64, 128, 256, 512, 512)
-EMBEDDING = CHANNELS[-1]
-CELL = 4  # side, in pixels, of what the first convolution sees at a time
 MIXTURES = 20
 OUTPUT_WIDTH = 3 + 6 * MIXTURES
-EDGE_WEIGHTS = (1.0, 0.5, 0.2)  # of the most, second and third most similar patch
-PICTURE_EDGE = 0.5  # from a patch to the whole sketch
 CLUSTERING_WEIGHT = 0.25
 CENTROID_MOMENTUM = 0.75
 LIKELIHOOD_FLOOR = 1e-6
-
-
-class PatchEncoder(MixedLayer):
-    """Seven strided convolutions and a max-pool: one 512-vector a picture.
-
-    All is computed in the compute type of its policy.
-
-    Args:
-        seed: int or keras.random.SeedGenerator for the initial weights.
-    """
-
-    def __init__(self, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.filters = []
-        inputs = 1
-        for layer, outputs in enumerate(CHANNELS):
-            # No ReLU, which would halve the variance, follows the last layer.
-            scale = 1.0 if layer == len(CHANNELS) - 1 else 2.0
-            self.filters.append(
-                self.add_weight(
-                    shape=(2, 2, inputs, outputs),
-                    initializer=keras.initializers.VarianceScaling(
-                        scale, "fan_in", "untruncated_normal", seed=seed
-                    ),
-                    name=f"conv{layer}",
-                )
-            )
-            inputs = outputs
-        self.built = True
-
-    def call(self, pictures):
-        """uint8 (N, S, S), S at most 256, 0 = background and 255 = ink, to float32 (N, 512)."""
-        side = pictures.shape[1]
-        padded = max(CELL, 2 ** math.ceil(math.log2(side)))
-        if side == padded:
-            x = self._scale(_to_cells(pictures))
-        else:
-            # Zeros after the edges are what SAME padding would put there, layer by layer.
-            margin = (0, padded - side)
-            x = _to_cells(ops.pad(self._scale(pictures), ((0, 0), margin, margin)))
-        # In quadtree order a 2 x 2 window of stride 2 is four neighbours: each convolution is a
-        # matrix product without any rearrangement, many times as fast backwards as a general one.
-        first, *others = map(self.to_compute_dtype, self.filters)
-        x = ops.relu(ops.matmul(x, _cell_kernel(first)))
-        windows = (padded // 2) ** 2
-        for layer, kernel in enumerate(others, start=1):
-            if windows == 1:  # of a single pixel's window, SAME padding fills the rest
-                kernel = kernel[0, 0]
-            else:
-                kernel = ops.reshape(kernel, (-1, kernel.shape[-1]))
-                windows //= 4
-            x = ops.matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel)
-            if layer < len(self.filters) - 1:
-                x = ops.relu(x)
-        pooled = ops.max(ops.reshape(x, (-1, windows, EMBEDDING)), axis=1)
-        return ops.cast(pooled, self.variable_dtype)
-
-    def _scale(self, pixels):
-        # The same bits as v / 255 * 2 - 1: a factor of two changes no rounding.
-        return ops.cast(pixels, self.compute_dtype) / 127.5 - 1
-
-
-def _to_cells(pictures):
-    """(N, S, S), S a power of two, to (cells, 16): cells of 4 x 4 pixels, in quadtree order.
-
-    In that order every quadrant is contiguous at every level. Inside a cell pixels stay row by
-    row: moving whole rows of a cell takes a quarter of the time.
-    """
-    side = pictures.shape[1]
-    count = side // CELL
-    order = np.arange(count * count, dtype=np.int32).reshape(count, count)
-    for level in range(int(math.log2(count))):
-        half = count >> (level + 1)
-        order = order.reshape(-1, 2, half, 2, half).swapaxes(2, 3)
-    rows = np.arange(side * count, dtype=np.int32).reshape(count, CELL, count).swapaxes(1, 2)
-    rows = rows.reshape(-1, CELL)[order.reshape(-1)].reshape(-1)
-    pieces = ops.take(ops.reshape(pictures, (-1, side * count, CELL)), rows, axis=1)
-    return ops.reshape(pieces, (-1, CELL * CELL))
-
-
-def _cell_kernel(kernel):
-    """The first convolution's kernel (2, 2, 1, C) as it acts on a cell: (16, 4 C).
-
-    Of the cell's four windows each sees its own four pixels; zeros stand for the others.
-    """
-    channels = kernel.shape[-1]
-    source = np.full((CELL, CELL, 2, 2, channels), 4 * channels, np.int32)
-    for y, x in np.ndindex(CELL, CELL):
-        pixel = 2 * (y % 2) + x % 2
-        source[y, x, y // 2, x // 2] = pixel * channels + np.arange(channels)
-    values = ops.reshape(kernel, (-1,))
-    values = ops.concatenate([values, ops.zeros_like(values[:1])])
-    return ops.take(values, source.reshape(CELL * CELL, 4 * channels))
-
-
-def first_argmax(x):
-    """Index of the largest entry along the last axis, the lowest among equals."""
-    count = x.shape[-1]
-    is_largest = ops.equal(x, ops.max(x, axis=-1, keepdims=True))
-    return ops.min(ops.where(is_largest, ops.arange(count), count), axis=-1)
-
-
-def one_hot_argmax(x):
-    """One-hot of `first_argmax`."""
-    return ops.one_hot(first_argmax(x), x.shape[-1], dtype=x.dtype)
-
-
-def cosines(embeddings):
-    """Pairwise cosines of the patch embeddings: (B, P, 512) to (B, P, P)."""
-    norms = ops.sqrt(ops.sum(ops.square(embeddings), axis=-1))
-    products = ops.matmul(embeddings, ops.swapaxes(embeddings, 1, 2))
-    return products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
-
-
-def synonymous_winners(embeddings):
-    """One-hot rows of the three most similar patches of each patch, each (B, P, P).
-
-    Blank and masked patches take part. Where all other cosines are negative the second winner
-    repeats the first, as published.
-    """
-    e = ops.stop_gradient(embeddings)
-    norms = ops.sqrt(ops.sum(ops.square(e), axis=-1))
-    products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
-    c = products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
-    # Equal patches must tie, however a compiler rounds their sums.
-    equal_rows = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
-    c = ops.take_along_axis(c, first_argmax(ops.cast(equal_rows, "int32"))[:, None, :], axis=2)
-    first = one_hot_argmax(c)
-    second = one_hot_argmax(c - c * first)
-    third = one_hot_argmax(c - c * (first + second))
-    return first, second, third
-
-
-def synonymous_adjacency(embeddings, graph_masks):
-    """Links each patch to its most similar patches, and to the whole sketch.
-
-    Args:
-        embeddings: (B, P, 512) of the patches.
-        graph_masks: (B, P, P) from `utils.graph_mask`.
-
-    Returns:
-        (B, G, G), rows summing to 1; row and column 0 are the whole sketch.
-    """
-    weights = sum(
-        weight * one_hot
-        for weight, one_hot in zip(EDGE_WEIGHTS, synonymous_winners(embeddings), strict=True)
-    )
-    edges = cosines(embeddings) * weights * graph_masks
-    to_picture = PICTURE_EDGE * node_masks(graph_masks)[:, :, None]
-    patch_rows = ops.concatenate([to_picture, edges], axis=2)
-    picture_row = ops.one_hot(ops.zeros_like(patch_rows[:, :1, 0], "int32"), patch_rows.shape[2])
-    rows = ops.concatenate([ops.cast(picture_row, patch_rows.dtype), patch_rows], axis=1)
-    return rows / (ops.sum(rows, axis=2, keepdims=True) + 1e-10)
-
-
-def node_masks(graph_masks):
-    """Which patches count, (B, P): column 0 of the graph masks, as published."""
-    return graph_masks[:, :, 0]
-
-
-class GraphEncoder(MixedLayer):
-    """Two graph convolutions, pooled into the mean and log-variance of the latent code.
-
-    The convolutions' kernels are applied in the compute type of its policy.
-
-    Args:
-        z_size: Z.
-        seed: int or keras.random.SeedGenerator for the initial weights.
-    """
-
-    def __init__(self, z_size: int, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        # The published fused kernel raises its epsilon of 1e-5 to this.
-        self.node_norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1.001e-5, name="BatchNorm"
-        )
-        self.graph_norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1.001e-5, name="BatchNorm_1"
-        )
-
-        def kernel(name, outputs, scale):
-            return self.add_weight(
-                shape=(EMBEDDING, outputs),
-                initializer=keras.initializers.VarianceScaling(
-                    scale, "fan_in", "untruncated_normal", seed=seed
-                ),
-                name=name,
-            )
-
-        self.kernel_1 = kernel("gcn_weight_1", EMBEDDING, 2.0)
-        self.kernel_2 = kernel("gcn_weight_2", EMBEDDING, 2.0)
-        self.mu_kernel = kernel("fc_mu", z_size, 1.0)
-        self.log_var_kernel = kernel("fc_sigma2", z_size, 1.0)
-        self.node_norm.build((None, None, EMBEDDING))
-        self.graph_norm.build((None, EMBEDDING))
-        self.built = True
-
-    def call(self, embeddings, adjacency, training=False):
-        """(B, G, 512) and (B, G, G) to mu and log_var, both (B, Z)."""
-        features = self.read_out(embeddings, adjacency, training=training)
-        return ops.matmul(features, self.mu_kernel), ops.matmul(features, self.log_var_kernel)
-
-    def read_out(self, embeddings, adjacency, training=False):
-        """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
-        h = self.node_norm(ops.relu(embeddings), training=training)
-        g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1)))
-        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2)))
-        pooled = ops.sum(g0 + g2, axis=1)
-        return ops.tanh(self.graph_norm(pooled, training=training))
 
 
 class Clusters(keras.layers.Layer):
@@ -242,17 +29,18 @@ class Clusters(keras.layers.Layer):
 
     Args:
         num_mixture: K, the number of centroids.
+        width: E, the length of an embedding.
     """
 
-    def __init__(self, num_mixture: int, **kwargs):
+    def __init__(self, num_mixture: int, width: int = 512, **kwargs):
         super().__init__(**kwargs)
         self.centroids = self.add_weight(
-            shape=(num_mixture, EMBEDDING), initializer="zeros", trainable=False, name="latent_mu"
+            shape=(num_mixture, width), initializer="zeros", trainable=False, name="latent_mu"
         )
         self.built = True
 
     def assign(self, embeddings):
-        """One-hot of each patch's most similar centroid: (N, 512) to (N, K)."""
+        """One-hot of each patch's most similar centroid: (N, E) to (N, K)."""
         e, q = ops.stop_gradient(embeddings), self.centroids
         norms = ops.sqrt(ops.sum(ops.square(e), 1))[:, None] * ops.sqrt(ops.sum(ops.square(q), 1))
         c = ops.matmul(e, ops.transpose(q)) / (norms + 1e-30)
@@ -264,7 +52,7 @@ class Clusters(keras.layers.Layer):
         """The clustering loss.
 
         Args:
-            embeddings: (N, 512) of all patches.
+            embeddings: (N, E) of all patches.
             counted: (N,), 1 for the patches that count, else 0.
             training: keep the centroids' update.
 
@@ -410,7 +198,7 @@ def stroke_losses(outputs, targets, count_padding: bool):
 
 
 class SPGra2Seq(keras.Model):
-    """The whole network.
+    """The whole network, with the encoder of any method.
 
     Args:
         hparams: the options; max_seq_len is not used here.
@@ -421,57 +209,51 @@ class SPGra2Seq(keras.Model):
         self.hparams = hparams
         seed = keras.random.SeedGenerator(hparams.seed)
         dtype = hparams.precision
-        self.patch_encoder = PatchEncoder(seed=seed, dtype=dtype, name="encoder")
-        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, dtype=dtype, name="graph")
-        self.clusters = Clusters(hparams.num_mixture, name="clusters")
+        make_encoder = methods.load(f"methods.{hparams.method}.Encoder")
+        self.encoder = make_encoder(hparams, seed=seed, dtype=dtype, name="graph")
+        self.clusters = None
+        if self.encoder.clustered:
+            self.clusters = Clusters(hparams.num_mixture, self.encoder.clustered, name="clusters")
         self.decoder = Decoder(hparams, seed=seed, dtype=dtype, name="decoder")
         self.reconstruction_metric = keras.metrics.Mean(name="reconstruction")
         self.clustering_metric = keras.metrics.Mean(name="clustering")
+        self.counted_metric = keras.metrics.Sum(name="counted")
         self.built = True
 
-    def embed(self, patches):
-        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
-        patches = ops.convert_to_tensor(patches)
-        embeddings = self.patch_encoder(ops.reshape(patches, (-1, *patches.shape[2:])))
-        return ops.reshape(embeddings, (-1, patches.shape[1], EMBEDDING))
+    def encode_nodes(self, nodes: dict[str, Any]) -> Encoding:
+        """What `batches.make_graphs` makes for the encoder, to codes and edges."""
+        return self.encoder({name: ops.convert_to_tensor(x) for name, x in nodes.items()})
 
-    def adjacency(self, patches, graph_masks):
-        """uint8 (B, G, S, S) and (B, P, P) to the row-normalised adjacency (B, G, G)."""
-        return synonymous_adjacency(self.embed(patches)[:, 1:], ops.convert_to_tensor(graph_masks))
+    def encode(self, patches, graph_masks, **others):
+        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var, both (B, Z).
 
-    def encode(self, patches, graph_masks):
-        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var, both (B, Z)."""
-        return self.encode_graphs(patches, graph_masks)[:2]
+        `others` are what else a method's nodes consist of; without patches see `encode_nodes`.
+        """
+        return self.encode_nodes({"patches": patches, "graph_masks": graph_masks, **others})[:2]
 
-    def encode_graphs(self, patches, graph_masks):
-        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var (B, Z) and the adjacency (B, G, G)."""
-        return self.encode_embeddings(self.embed(patches), ops.convert_to_tensor(graph_masks))
-
-    def encode_embeddings(self, embeddings, graph_masks, training=False):
-        """(B, G, 512) and (B, P, P) to mu and log_var (B, Z) and the adjacency (B, G, G)."""
-        adjacency = synonymous_adjacency(embeddings[:, 1:], graph_masks)
-        return *self.graph_encoder(embeddings, adjacency, training=training), adjacency
+    def adjacency(self, patches, graph_masks, **others):
+        """uint8 (B, G, S, S) and (B, P, P) to the adjacency (B, G, G); see `encode`."""
+        nodes = {"patches": patches, "graph_masks": graph_masks, **others}
+        return self.encode_nodes(nodes).adjacency
 
     def decode(self, z, rows):
         """Teacher-forced raw outputs: (B, Z) and stroke-5 (B, T, 5) to (B, T, 3 + 6 M)."""
         outputs = self.decoder(ops.convert_to_tensor(z), ops.swapaxes(rows, 0, 1))
         return ops.swapaxes(outputs, 0, 1)
 
-    def losses_from_embeddings(
+    def losses_from_encoding(
         self,
-        embeddings,
-        graph_masks,
+        encoding: Encoding,
         strokes,
         z=None,
         eps=None,
         training=False,
         dropout_seed=None,
     ):
-        """The two losses, updating the model's statistics and centroids if `training`.
+        """The two losses, updating the centroids if `training`.
 
         Args:
-            embeddings: (B, G, 512).
-            graph_masks: (B, P, P).
+            encoding: what the encoder made of the batch.
             strokes: stroke-5 (B, T + 1, 5), the first row being (0, 0, 1, 0, 0).
             z: the codes (B, Z); drawn with `eps` if None.
             eps: standard normal (B, Z).
@@ -479,22 +261,37 @@ class SPGra2Seq(keras.Model):
             dropout_seed: see `Decoder.call`.
 
         Returns:
-            A dict of two scalars: reconstruction and clustering.
+            A dict of two scalars: reconstruction and clustering, the latter 0 without clusters.
         """
-        mu, log_var, _ = self.encode_embeddings(embeddings, graph_masks, training=training)
         if z is None:
-            z = mu + ops.exp(log_var / 2) * eps
+            z = encoding.mu + ops.exp(encoding.log_var / 2) * eps
         rows = ops.swapaxes(strokes, 0, 1)
         outputs = self.decoder(z, rows[:-1], training=training, dropout_seed=dropout_seed)
         reconstruction = ops.mean(stroke_losses(outputs, rows[1:], count_padding=training))
+        if self.clusters is None:
+            return {"reconstruction": reconstruction, "clustering": ops.zeros(())}
         clustering = self.clusters(
-            ops.reshape(embeddings[:, 1:], (-1, EMBEDDING)),
-            ops.reshape(node_masks(graph_masks), (-1,)),
+            ops.reshape(encoding.embeddings, (-1, self.encoder.clustered)),
+            ops.reshape(encoding.counted, (-1,)),
             training=training,
         )
         return {"reconstruction": reconstruction, "clustering": clustering}
 
-    def losses(self, patches, graph_masks, strokes, z=None, training=False):
+    def losses_of_nodes(self, nodes: dict[str, Any], strokes, z=None, training=False):
+        """The two losses of any method's nodes; see `losses`."""
+        nodes = {name: ops.convert_to_tensor(x) for name, x in nodes.items()}
+        with keras.StatelessScope():
+            encoding = self.encoder(nodes, training=training)
+            eps = keras.random.normal((encoding.mu.shape[0], self.hparams.z_size))
+            return self.losses_from_encoding(
+                encoding,
+                ops.convert_to_tensor(strokes),
+                z=None if z is None else ops.convert_to_tensor(z),
+                eps=eps,
+                training=training,
+            )
+
+    def losses(self, patches, graph_masks, strokes, z=None, training=False, **others):
         """The two losses of a batch; no state changes.
 
         Args:
@@ -503,32 +300,30 @@ class SPGra2Seq(keras.Model):
             strokes: stroke-5 (B, T + 1, 5), the first row being (0, 0, 1, 0, 0).
             z: the codes (B, Z); drawn at random if None.
             training: batch statistics, dropout, and padding counted in the pen term.
+            others: see `encode`.
 
         Returns:
             A dict of two scalars: reconstruction and clustering.
         """
-        with keras.StatelessScope():
-            embeddings = self.embed(patches)
-            eps = keras.random.normal((embeddings.shape[0], self.hparams.z_size))
-            return self.losses_from_embeddings(
-                embeddings,
-                ops.convert_to_tensor(graph_masks),
-                ops.convert_to_tensor(strokes),
-                z=None if z is None else ops.convert_to_tensor(z),
-                eps=eps,
-                training=training,
-            )
+        nodes = {"patches": patches, "graph_masks": graph_masks, **others}
+        return self.losses_of_nodes(nodes, strokes, z=z, training=training)
 
     def call(self, batch, training=False):
-        """Both losses of a batch of `batches.make_batch`, a dict of scalars."""
-        return self.losses_from_embeddings(
-            self.embed(batch["patches"]),
-            batch["graph_masks"],
+        """Both losses of a batch of `batches.make_batch`, and how many patches were clustered.
+
+        Returns:
+            A dict of three scalars: reconstruction, clustering and counted.
+        """
+        encoding = self.encoder(batch, training=training)
+        losses = self.losses_from_encoding(
+            encoding,
             batch["strokes"],
             eps=batch["eps"],
             training=training,
             dropout_seed=batch.get("dropout_seed"),
         )
+        counted = ops.zeros(()) if self.clusters is None else ops.sum(encoding.counted)
+        return {**losses, "counted": counted}
 
     def stateless_call(self, *args, return_losses=False, **kwargs):
         """As Keras's, which however would take `losses` for a list of layers' penalties."""
@@ -537,24 +332,28 @@ class SPGra2Seq(keras.Model):
 
     def start_clusters(self, batch):
         """Sets the centroids to the first K patch embeddings of a batch, sketch by sketch."""
-        num_mixture, nodes = self.hparams.num_mixture, batch["patches"].shape[1]
+        if self.clusters is None:
+            return
+        num_mixture, nodes = self.hparams.num_mixture, self.hparams.graph_number
         sketches = -(-num_mixture // (nodes - 1))
-        embeddings = self.embed(batch["patches"][:sketches])[:, 1:]
-        self.clusters.centroids.assign(ops.reshape(embeddings, (-1, EMBEDDING))[:num_mixture])
+        embeddings = self.encoder({k: v[:sketches] for k, v in batch.items()}).embeddings
+        embeddings = ops.reshape(embeddings, (-1, self.encoder.clustered))
+        self.clusters.centroids.assign(embeddings[:num_mixture])
 
     def compute_loss(self, x, y=None, y_pred=None, sample_weight=None, training=True):
-        """Reconstruction + 0.25 clustering, and the two means that the progress bar shows.
+        """Reconstruction + 0.25 clustering, and the means and the number that are shown.
 
         In training they are the last batch's; in evaluation means over all sketches, and over
         all counted patches.
         """
+        metrics = (self.reconstruction_metric, self.clustering_metric, self.counted_metric)
         if training:
-            self.reconstruction_metric.reset_state()
-            self.clustering_metric.reset_state()
-        masks = x["graph_masks"]
-        sketches = ops.cast(ops.shape(masks)[0], "float32")
+            for metric in metrics:
+                metric.reset_state()
+        sketches = ops.cast(ops.shape(x["strokes"])[0], "float32")
         self.reconstruction_metric.update_state(y_pred["reconstruction"], sketches)
-        self.clustering_metric.update_state(y_pred["clustering"], ops.sum(node_masks(masks)))
+        self.clustering_metric.update_state(y_pred["clustering"], y_pred["counted"])
+        self.counted_metric.update_state(y_pred["counted"])
         return y_pred["reconstruction"] + CLUSTERING_WEIGHT * y_pred["clustering"]
 
 

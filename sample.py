@@ -15,6 +15,7 @@ import dataset
 import drawing
 import inference
 import utils
+from batches import count_seeds
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
@@ -34,6 +35,8 @@ from support.sample_files import (
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
+OWN_SEEDS = ("lattice",)  # approaches that take too many numbers for a file
+MASKING_STREAM = 4  # first entry of the random streams' keys; see `batches`
 SHOWN_PER_CATEGORY = 6
 
 
@@ -81,8 +84,10 @@ def sample(
         temperature: see `inference.generate`.
         greedy: see `inference.generate`.
         seed: of the generation's random numbers.
-        masking: see `utils.make_graph`.
-        random_seed: .npy of uniform numbers that decide what is erased.
+        masking: one of the approaches of the model's method: "patch", "sketchhealer" or
+            "lattice".
+        random_seed: .npy of uniform numbers that decide what is erased. Where lattice points are
+            dropped, `seed` and the sketch's key decide.
         categories: which of the model's; None: all. A subset loses the same patches as in a call
             for all.
         split: train, valid or test.
@@ -97,9 +102,14 @@ def sample(
         UserError: no model, no data, seeds that run out, an output_dir that holds other samples.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, masking, split, batch_size, pictures)
+    _check(num_per_category, prob, temperature, split, batch_size, pictures)
     config = read_config(Path(model_dir) / CONFIG_NAME)
     hparams = config.hparams
+    if masking not in hparams.traits.masking:
+        raise UserError(
+            f"--masking: {masking!r} is not allowed; one of {', '.join(hparams.traits.masking)} "
+            f"with a model of method={hparams.method}"
+        )
     wanted = tuple(hparams.categories) if categories is None else categories
     for name in wanted:
         if name not in hparams.categories:
@@ -107,12 +117,23 @@ def sample(
                 f"--categories: the model has no category {name!r}, it has "
                 f"{', '.join(hparams.categories)}"
             )
-    needed = wanted if prob == 0 else None
+    # What a file's numbers erase depends on the categories before.
+    of_file = masking not in OWN_SEEDS
+    needed = None if prob > 0 and of_file else wanted
     data, warnings = load_split(data_dir, hparams, config.scale_factor, split, needed)
     model = checkpoints.load_model(model_dir)
     for warning in (*warnings, *data.warnings):
         print(f"Note: {warning}.")
-    plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
+    plan = make_plan(
+        data.splits[split],
+        hparams,
+        num_per_category,
+        wanted,
+        prob if of_file else 0.0,
+        random_seed,
+    )
+    if prob > 0 and not of_file:
+        plan = plan._replace(seeds=own_seeds(plan, hparams, masking, seed, split))
     if not plan.members:
         raise UserError(
             f"{data_dir}: no usable sketch in the {split} split of {', '.join(wanted)}"
@@ -129,7 +150,7 @@ def sample(
         num_per_category=num_per_category,
         prob=prob,
         masking=masking,
-        random_seed_sha256=file_sha256(random_seed) if prob > 0 else None,
+        random_seed_sha256=file_sha256(random_seed) if prob > 0 and of_file else None,
         temperature=temperature,
         greedy=greedy,
         seed=seed,
@@ -228,6 +249,18 @@ def make_plan(
     return Plan(split, members, own)
 
 
+def own_seeds(
+    plan: Plan, hparams: HParams, masking: str, seed: int, split: str
+) -> list[np.ndarray]:
+    """For each sketch of a plan numbers of its own, from (seed, split, category, index)."""
+    count = count_seeds(hparams, masking)
+    first = [seed, MASKING_STREAM, dataset.SPLITS.index(split)]
+    return [
+        np.random.default_rng([*first, *plan.split.key(member)]).random(count)
+        for member in plan.members
+    ]
+
+
 def read_seeds(path: str | Path) -> np.ndarray:
     """Uniform numbers in [0, 1), 1-D.
 
@@ -259,16 +292,13 @@ def write_sample(
     write_file(stroke_path(output_dir, key), lambda file: np.save(file, sketch[None]))
 
 
-def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
+def _check(num_per_category, prob, temperature, split, batch_size, pictures) -> None:
     if num_per_category < 1:
         raise UserError(f"--num_per_category: {num_per_category} is not allowed; at least 1")
     if not 0 <= prob <= 1:
         raise UserError(f"--prob: {prob} is not allowed; from 0 to 1")
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature: {temperature} is not allowed; above 0")
-    if masking not in utils.MASKING_APPROACHES:
-        allowed = ", ".join(utils.MASKING_APPROACHES)
-        raise UserError(f"--masking: {masking!r} is not allowed; one of {allowed}")
     if split not in dataset.SPLITS:
         raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
     if batch_size < 1:
@@ -313,7 +343,7 @@ def _example(split: Split, member: int, hparams: HParams) -> drawing.Example:
 def _corrupted(example: drawing.Example, found: Encoded) -> drawing.Example:
     """An example with its patch graph and its corrupted canvas."""
     picture = drawing.draw_graph(example.original, found.graph, found.adjacency)
-    return example._replace(graph_picture=picture, corrupted=found.graph.patches[0].copy())
+    return example._replace(graph_picture=picture, corrupted=found.graph.picture.copy())
 
 
 def _write_gallery(
@@ -368,7 +398,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("greedy", False, "Draw what is most likely, without any randomness.")
     flags.DEFINE_integer("seed", 0, "Seed of the drawing's random numbers.", 0)
     flags.DEFINE_string(
-        "masking", "patch", "patch: erase, then crop; sketchhealer: crop and erase in turn."
+        "masking",
+        "patch",
+        "patch: erase, then crop (or find the lattice's points); sketchhealer: crop and erase in "
+        "turn, for patch methods; lattice: drop points, for sketchlattice.",
     )
     flags.DEFINE_string("random_seed", str(RANDOM_SEED), "Numbers that decide what is erased.")
     flags.DEFINE_string("categories", "", "Some of the model's categories, as in [bee,bus].")
