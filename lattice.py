@@ -165,9 +165,7 @@ def _find_nodes(
             number = min(len(layout.centers), MAX_PATCHES)
             erase = utils.choose_erased(number, mask_prob, seeds[i] if seeds else None)
             masked[i] = np.flatnonzero(erase & (layout.squares[:number, 0] >= 0)).tolist()
-        canvas = _draw(layout, masked[i])
-        picture = cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-        canvas.fill(0)
+        picture = draw_picture(layout, masked[i])
         lines[i, 0] = picture[step // 2 :: step][:size]
         lines[i, 1] = picture[:, step // 2 :: step][:, :size].T
     sketch, points = _scan(lines, step)
@@ -194,6 +192,19 @@ def _find_nodes(
         for i, count in enumerate(counts.tolist())
     ]
     return padded, counts.astype(np.int32), lattices
+
+
+def draw_picture(layout: Layout, masked: list[int]) -> np.ndarray:
+    """What the lattice is laid on, uint8 (256, 256), ink 255 on 0.
+
+    Args:
+        layout: of a sketch, from `utils.lay_out` with this module's sizes.
+        masked: numbers of the squares to erase.
+    """
+    canvas = _draw(layout, masked)
+    picture = cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    canvas.fill(0)
+    return picture
 
 
 def _draw(layout: Layout, masked: list[int]) -> np.ndarray:
