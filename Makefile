@@ -1,8 +1,11 @@
 # make demo: install, write the embedded sketches, train a small model, heal sketches with it,
 #   measure how many lead back to their original.
 # make demo-rec: the same, then train a classifier and measure how many it recognises.
-# make test: install, lint, run the tests.
-PYTHON ?= python3.11
+# make test: install, lint, run all tests. make test-fast: those that take under a minute together.
+# PYTHON=/path/to/python names the Python to use; by default the first that fits is taken.
+FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	"$$name" -c '$(FITS)' 2>/dev/null && echo "$$name" && break; done)
 VENV ?= .venv
 DEMO ?= demo
 
@@ -10,7 +13,7 @@ DEMO_OPTIONS = categories=[fish,smiley,umbrella],batch_size=32,graph_picture_siz
 	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1150,save_every=5,$\
 	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0002
 
-.PHONY: demo demo-rec test clean
+.PHONY: demo demo-rec test test-fast clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=700 --valid=32 --test=32 \
@@ -39,16 +42,30 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest
 
+test-fast: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m "not slow"
+
 clean:
 	rm -rf $(DEMO)
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/installed: requirements.txt | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+# An environment whose creation stopped half-way has a Python but no pip, and is made again.
+$(VENV)/created:
+	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { \
+		echo "Python 3.11, 3.12 or 3.13 is needed and not found$(if $(PYTHON), as $(PYTHON)): install"\
+		"one, or name it with PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@if [ -e $(VENV) ] && [ -n "$$(ls -A $(VENV))" ] && [ ! -e $(VENV)/pyvenv.cfg ]; then \
+		echo "$(VENV) holds something else than a Python environment: choose another VENV" >&2; \
+		exit 1; fi
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+		echo "$(PYTHON) makes environments without pip: install its venv package (on Debian and"\
+		"Ubuntu: apt install python3-venv), then repeat this" >&2; exit 1; }
 	touch $@
 
-$(VENV)/installed-dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/installed: requirements.txt $(VENV)/created
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements.txt requirements-dev.txt $(VENV)/created
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -5,6 +5,7 @@
 so at any moment there is an old one or a new one, whole.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,10 +15,13 @@ import numpy as np
 from hparams import CONFIG_NAME, HParams, read_config
 from model import Adam, SPGra2Seq
 from support.backend import keras, ops
-from support.files import UserError, one_line, read_npz, write_file
+from support.files import UserError, one_line, read_json, read_npz, write_file
+from support.output_dir import write_to
 
 BEST, LATEST = "best.npz", "latest.npz"
 META = "meta"  # name of the JSON entry beside the arrays
+CHANGEABLE = ("num_steps", "save_every")  # options that may change in resuming
+MODEL_FILES = (CONFIG_NAME, BEST, LATEST, "metrics.csv", "preview.png", "tensorboard")
 # Names in checkpoint files, which are older than those of the fields.
 FILE_NAMES = {"total_steps": "updates", "total_epochs": "passes", "global_step": "step"}
 
@@ -65,6 +69,17 @@ class RunState:
         return cls(**{field.name: values[name] for name, field in names.items()})
 
 
+def writing_model(model_dir: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Takes a model directory for writing; see `support.output_dir.write_to`."""
+    config = Path(model_dir) / CONFIG_NAME
+
+    def is_ours(path: Path) -> bool:
+        # Releases without manifests wrote the scale factor, and the published code does not.
+        return config.exists() and "scale_factor" in read_json(config)
+
+    return write_to(model_dir, "model", MODEL_FILES, is_ours=is_ours)
+
+
 def load_model(model_dir: str | Path) -> SPGra2Seq:
     """The model with the best weights of a directory that train.py or import_checkpoint.py wrote.
 
@@ -73,9 +88,18 @@ def load_model(model_dir: str | Path) -> SPGra2Seq:
     """
     config = read_config(Path(model_dir) / CONFIG_NAME)
     model = SPGra2Seq(config.hparams)
+    load_weights(model_dir, model)
+    return model
+
+
+def load_weights(model_dir: str | Path, model: SPGra2Seq) -> None:
+    """Gives a model the best weights of a directory.
+
+    Raises:
+        UserError: there are none, they are damaged, or of a model with other options.
+    """
     arrays, _ = read_arrays(Path(model_dir) / BEST)
     assign(model.weights, arrays, Path(model_dir) / BEST)
-    return model
 
 
 def save_best(model_dir: str | Path, model: SPGra2Seq, state: RunState) -> None:
@@ -136,7 +160,7 @@ def check_same_run(given: HParams, saved: HParams, model_dir: str | Path) -> Non
     differences = [
         f"{name}={getattr(given, name)} (the run has {getattr(saved, name)})"
         for name in HParams.model_fields
-        if getattr(given, name) != getattr(saved, name)
+        if getattr(given, name) != getattr(saved, name) and name not in CHANGEABLE
     ]
     if differences:
         raise UserError(f"{model_dir}: can't resume with other options: {'; '.join(differences)}")

@@ -10,15 +10,19 @@ complex array of its points x + iy; a part is a list of strokes drawn one after 
     python doodles.py --data_dir=data --train=1000 --valid=100 --test=100
 """
 
+import glob
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
+
+from support import cli
+from support.files import UserError, write_file
+from support.output_dir import write_to
 
 EXTENT = 255  # the long side of a QuickDraw sketch
 MAX_STROKES = 8
@@ -400,7 +404,7 @@ def write_doodles(
 
     Raises:
         ValueError: if a category is unknown, none is given, or a size or the seed is negative.
-        OSError: if a file can't be written.
+        UserError: if a file can't be written, or another's file would be replaced.
     """
     _check_categories(categories)
     sizes = dict(zip(SPLITS, (train, valid, test), strict=True))
@@ -408,50 +412,38 @@ def write_doodles(
         if value < 0:
             raise ValueError(f"{name} must be at least 0; got {value}")
     paths = [Path(data_dir, f"{category}.npz") for category in categories]
-    for category, path in zip(categories, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        splits = {split: _split(category, split, size, seed) for split, size in sizes.items()}
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with unfinished.open("wb") as file:
-                np.savez_compressed(file, **splits)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    names = [glob.escape(path.name) for path in paths]
+    with write_to(data_dir, "data", names):
+        for category, path in zip(categories, paths, strict=True):
+            splits = {split: _split(category, split, size, seed) for split, size in sizes.items()}
+            write_file(path, lambda file, splits=splits: np.savez_compressed(file, **splits))
     return paths
 
 
-def _command_line() -> None:
-    # The flags are defined here, so that importing this module leaves their names to others.
-    flags.DEFINE_string("data_dir", None, "Where to write <category>.npz.", required=True)
+def main() -> None:
+    """Writes as the flags say."""
+    values = flags.FLAGS
+    sizes = {split: values[split].value for split in SPLITS}
+    try:
+        paths = write_doodles(
+            values.data_dir, categories=values.categories, seed=values.seed, **sizes
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for path in paths:
+        print(f"{path}: " + ", ".join(f"{sizes[split]} {split}" for split in SPLITS))
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_string("data_dir", None, "Directory to write <category>.npz to.")
     flags.DEFINE_list("categories", list(CATEGORIES), "The categories to write.")
     for split, size in zip(SPLITS, (1000, 100, 100), strict=True):
         flags.DEFINE_integer(split, size, f"Number of {split} sketches of each category.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same sketches.")
-    given = flags.FLAGS
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = given(argv)
-        except flags.Error as error:
-            sys.exit(f"doodles.py: {error}")
-        if len(rest) > 1:
-            sys.exit(f"doodles.py: unexpected argument {rest[1]!r}; options look like --seed=0")
-        if not given.data_dir:
-            sys.exit("doodles.py: --data_dir must name a directory")
-        return rest
-
-    def main(_: list[str]) -> None:
-        options = {name: given[name].value for name in ("categories", *SPLITS, "seed")}
-        try:
-            paths = write_doodles(given.data_dir, **options)
-        except (ValueError, OSError) as error:
-            sys.exit(f"doodles.py: {error}")
-        for path in paths:
-            print(f"{path}: " + ", ".join(f"{options[split]} {split}" for split in SPLITS))
-
-    app.run(main, flags_parser=parse)
+    flags.register_validator("data_dir", bool, "it must name a directory")
 
 
 if __name__ == "__main__":
-    _command_line()
+    define_flags()
+    cli.run(main)

@@ -304,7 +304,7 @@ figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Writes a picture, grey or in colour with blue first, as `write_file` does."""
-    write_file(path, _png(picture))
+    write_file(path, _png(picture), survives_power_loss=False)
 
 
 def _png(picture: np.ndarray) -> bytes:

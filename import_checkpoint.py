@@ -116,10 +116,10 @@ def import_checkpoint(
     optimizer = Adam(hparams)
     optimizer.build(model.trainable_variables)
     optimizer.schedule_step.assign(state.global_step)
-    model_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints.save_best(model_dir, model, state)
-    checkpoints.save_latest(model_dir, model, optimizer, state)
-    write_config(model_dir / CONFIG_NAME, hparams, scale_factor)
+    with checkpoints.writing_model(model_dir):
+        checkpoints.save_best(model_dir, model, state)
+        checkpoints.save_latest(model_dir, model, optimizer, state)
+        write_config(model_dir / CONFIG_NAME, hparams, scale_factor)
     return [f"{len(values)} variables of {prefix} imported", *warnings]
 
 

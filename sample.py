@@ -3,6 +3,7 @@
 python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_category=300 --prob=0.1
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,10 @@ from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
 from inference import Encoded
+from model import SPGra2Seq
 from support import cli
 from support.files import UserError, file_sha256, read_npy, write_file, write_json
+from support.output_dir import write_to
 from support.sample_files import (
     SAMPLES_NAME,
     Key,
@@ -32,12 +35,22 @@ from support.sample_files import (
     split_sha256,
     stroke_path,
 )
+from support.workers import prefetch
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
 OWN_SEEDS = ("lattice",)  # approaches that take too many numbers for a file
 MASKING_STREAM = 4  # first entry of the random streams' keys; see `batches`
 SHOWN_PER_CATEGORY = 6
+SAMPLE_FILES = (
+    SAMPLES_NAME,
+    "stroke_*.npy",
+    "code_*.npy",
+    "[0-9]*_[0-9]*.svg",
+    "[0-9]*_[0-9]*.png",
+    "gallery.png",
+    "index.html",
+)
 
 
 class Plan(NamedTuple):
@@ -162,23 +175,38 @@ def sample(
     for name, count in metadata.counts.items():
         if count < num_per_category:
             print(f"Note: {name} has {count} usable sketches, fewer than {num_per_category}.")
-    _prepare_output(output_dir, metadata)
+    with write_to(
+        output_dir, "samples", SAMPLE_FILES, is_ours=lambda _: (output_dir / SAMPLES_NAME).exists()
+    ):
+        _draw(output_dir, model, plan, metadata, workers)
+    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
+    return asdict(metadata)
 
+
+def _draw(
+    output_dir: Path,
+    model: SPGra2Seq,
+    plan: Plan,
+    metadata: SampleMetadata,
+    workers: int | None,
+) -> None:
+    """Draws what is not there yet, as the metadata say."""
+    _prepare_output(output_dir, metadata)
     keys = [plan.split.key(member) for member in plan.members]
     to_do = {key for key in keys if not stroke_path(output_dir, key).exists()}
     done = len(keys) - len(to_do)
     if done:
         print(f"Going on: {done} of {len(keys)} sketches are there.")
     shown = plan.split.first_of_each(SHOWN_PER_CATEGORY, among=plan.members)
-    examples = {plan.split.key(i): _example(plan.split, i, hparams) for i in shown}
+    examples = {plan.split.key(i): _example(plan.split, i, model.hparams) for i in shown}
 
     def codes():
         encoded = inference.encode_sketches(
             model,
             [plan.split.sketch(member) for member in plan.members],
-            mask_prob=prob,
+            mask_prob=metadata.prob,
             seeds=plan.seeds,
-            masking=masking,
+            masking=metadata.masking,
             keys=keys,
             wanted=to_do | examples.keys(),
             workers=workers,
@@ -192,15 +220,20 @@ def sample(
     drawn = inference.generate(
         model,
         codes(),
-        data.max_seq_len,
-        temperature=temperature,
-        greedy=greedy,
-        seed=seed,
-        batch_size=batch_size,
+        metadata.max_seq_len,
+        temperature=metadata.temperature,
+        greedy=metadata.greedy,
+        seed=metadata.seed,
+        batch_size=metadata.batch_size,
     )
+
+    def write(found):
+        write_sample(output_dir, found.key, found.sketch, found.code, metadata.pictures)
+        return found
+
     with cli.Progress("Drawing", len(keys), done) as progress:
-        for found in drawn:
-            write_sample(output_dir, found.key, found.sketch, found.code, pictures)
+        # A thread writes while the next sketches are drawn.
+        for found in prefetch(write, drawn, workers=1, ahead=metadata.batch_size):
             if found.key in examples:
                 examples[found.key] = examples[found.key]._replace(generated=found.sketch)
             progress.update()
@@ -208,8 +241,6 @@ def sample(
         generated = read_strokes(stroke_path(output_dir, key))
         examples[key] = examples[key]._replace(generated=generated)
     _write_gallery(output_dir, list(examples.values()), metadata)
-    print(f"The sketches are in {output_dir}; open index.html or gallery.png there.")
-    return asdict(metadata)
 
 
 def make_plan(
@@ -279,17 +310,21 @@ def write_sample(
     key: Key,
     sketch: np.ndarray,
     code: np.ndarray,
-    pictures: tuple[str, ...],
+    pictures: Sequence[str],
 ) -> None:
     """Writes the files of one sketch; its strokes come last and mark it as complete."""
     category, index = key
     name = f"{category}_{index}"
-    write_file(output_dir / f"code_{name}.npy", lambda file: np.save(file, code[None]))
+
+    def write(file_name, content):
+        write_file(output_dir / file_name, content, survives_power_loss=False)
+
+    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
     if "svg" in pictures:
-        write_file(output_dir / f"{name}.svg", drawing.to_svg(sketch))
+        write(f"{name}.svg", drawing.to_svg(sketch))
     if "png" in pictures:
         drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
-    write_file(stroke_path(output_dir, key), lambda file: np.save(file, sketch[None]))
+    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
 def _check(num_per_category, prob, temperature, split, batch_size, pictures) -> None:
@@ -314,12 +349,8 @@ def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[s
 
 
 def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
-    """Makes the directory, or checks that what is there belongs to the same call."""
+    """Checks that what is there belongs to the same call, and says what is made."""
     path = output_dir / SAMPLES_NAME
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output_dir}: can't be written ({error.strerror})") from error
     if path.exists():
         differences = metadata.differences(read_metadata(path))
         if differences:
@@ -327,10 +358,6 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
                 f"{output_dir} holds samples made otherwise ({'; '.join(differences)}); choose "
                 "another --output_dir"
             )
-    elif next(output_dir.glob("stroke_*.npy"), None):
-        raise UserError(
-            f"{output_dir} holds samples without {SAMPLES_NAME}; choose another --output_dir"
-        )
     write_json(path, asdict(metadata))
 
 

@@ -18,10 +18,18 @@ import drawing
 import inference
 from batches import count_seeds, evaluation_batches, training_batches
 from checkpoints import RunState
-from hparams import CONFIG_NAME, HParams, describe_options, parse_hparams, read_config, write_config
+from hparams import (
+    CONFIG_NAME,
+    HParams,
+    ModelConfig,
+    describe_options,
+    parse_hparams,
+    read_config,
+    write_config,
+)
 from model import Adam, SPGra2Seq, learning_rate
 from support import cli, devices
-from support.backend import keras, make_deterministic, ops
+from support.backend import keras, make_deterministic, ops, why_no_gpu
 from support.devices import DeviceGroup
 from support.files import UserError
 from support.metrics_log import MetricsLog, NoLog
@@ -37,6 +45,7 @@ def train(
     options: str = "",
     *,
     resume: bool = False,
+    start_from: str | Path | None = None,
     save_minutes: float = 10.0,
     workers: int | None = None,
     num_devices: int = 0,
@@ -50,12 +59,13 @@ def train(
         options: as on the command line, "categories=[bee,bus],batch_size=64"; in resuming those
             not given are the run's own.
         resume: go on from the latest checkpoint, if there is one.
+        start_from: a model directory, whose weights and options a new run begins with; other
+            categories, data and learning rates are allowed.
         save_minutes: longest time between two writings of the training state.
         workers: processes (one: a thread) that prepare batches; None: half as many as there are
             cores.
         num_devices: devices of this machine that share the batches (JAX backend); 0: all, on
-            TensorFlow one. Several machines: see
-            `devices.initialize_distributed`.
+            TensorFlow one. Several machines: see `devices.initialize_distributed`.
 
     Returns:
         The run's state at its end; `finished` is empty where Ctrl-C or SIGTERM ended it.
@@ -65,30 +75,24 @@ def train(
             checkpoint; a loss that is not finite.
     """
     log_root = Path(log_root)
-    saved = _saved_config(log_root, resume)
-    hparams = parse_hparams(options, saved.hparams if saved else None)
-    make_deterministic(hparams.seed)
-    data = dataset.load_dataset(data_dir, hparams)
-    hparams = hparams.replace(max_seq_len=data.max_seq_len)
-    if saved:
-        # An imported model may not know its longest sketch and its scale factor yet.
-        known = saved.hparams
-        if known.max_seq_len == -1:
-            known = known.replace(max_seq_len=data.max_seq_len)
-        checkpoints.check_same_run(hparams, known, log_root)
-        if saved.scale_factor not in (None, data.scale_factor):
+    # Before anything is read: another process must not write there meanwhile.
+    main_process = devices.is_main_process()
+    with checkpoints.writing_model(log_root) if main_process else contextlib.nullcontext():
+        saved = _saved_config(log_root, resume)
+        hparams = parse_hparams(options, _base_options(saved, start_from))
+        make_deterministic(hparams.seed)
+        data = dataset.load_dataset(data_dir, hparams)
+        hparams = hparams.replace(max_seq_len=data.max_seq_len)
+        if saved:
+            _check_same_run(hparams, saved, data, log_root)
+        if len(data.splits["train"]) < hparams.batch_size:
             raise UserError(
-                f"{log_root}: can't resume with other data: the run's sketches have the scale "
-                f"factor {saved.scale_factor}, those in {data_dir} {data.scale_factor}"
+                f"{data_dir}: {len(data.splits['train'])} training sketches are less than one "
+                f"batch of {hparams.batch_size}; use more sketches or a smaller batch_size"
             )
-    if len(data.splits["train"]) < hparams.batch_size:
-        raise UserError(
-            f"{data_dir}: {len(data.splits['train'])} training sketches are less than one batch "
-            f"of {hparams.batch_size}; use more sketches or a smaller batch_size"
-        )
-    group = devices.select_devices(num_devices, hparams.batch_size)
-    with group.scope():
-        return _train(data, hparams, log_root, group, save_minutes, workers)
+        group = devices.select_devices(num_devices, hparams.batch_size)
+        with group.scope():
+            return _train(data, hparams, log_root, group, start_from, save_minutes, workers)
 
 
 def _train(
@@ -96,6 +100,7 @@ def _train(
     hparams: HParams,
     log_root: Path,
     group: DeviceGroup,
+    start_from: str | Path | None,
     save_minutes: float,
     workers: int | None,
 ) -> RunState:
@@ -109,7 +114,7 @@ def _train(
     model.compile(optimizer=optimizer)
     if group.is_main_process:
         _print_plan(data, hparams, model, group)
-    state = _start_or_resume(data, hparams, log_root, group, model)
+    state = _start_or_resume(data, hparams, log_root, group, model, start_from)
     if state.finished:
         log_message(f"This run has ended: {state.finished}.")
         return state
@@ -333,6 +338,7 @@ def _start_or_resume(
     log_root: Path,
     group: DeviceGroup,
     model: SPGra2Seq,
+    start_from: str | Path | None,
 ) -> RunState:
     """The state of a new run, or of the latest checkpoint, from which the model is restored."""
     fingerprint = data.fingerprint()
@@ -348,16 +354,26 @@ def _start_or_resume(
         state.data = fingerprint
         if math.isfinite(state.best_loss):
             checkpoints.check_best(log_root, model)
+        made = state.total_steps
+        if made > hparams.num_steps:
+            raise UserError(
+                f"num_steps={hparams.num_steps} is not allowed: {log_root} has made {made} updates"
+            )
+        if state.failures < PATIENCE:  # num_steps may be another than before
+            done = made == hparams.num_steps
+            state.finished = f"all {made} updates are made" if done else ""
         if state.finished:
             return state
     group.barrier()  # no process may find what another writes, and take it for an older run
     if group.is_main_process:
-        log_root.mkdir(parents=True, exist_ok=True)
         write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
     if fresh:
-        model.start_clusters(
-            next(training_batches(data.splits["train"], hparams, data.max_seq_len, workers=1))
-        )
+        if start_from:
+            checkpoints.load_weights(start_from, model)
+        else:
+            model.start_clusters(
+                next(training_batches(data.splits["train"], hparams, data.max_seq_len, workers=1))
+            )
         if group.is_main_process:
             # A disk that is too small shows now and not after hours.
             checkpoints.save_latest(log_root, model, model.optimizer, state)
@@ -388,7 +404,7 @@ def _require_finite(losses: dict[str, float], which: str, update: int, log_root:
             )
 
 
-def _saved_config(log_root: Path, resume: bool):
+def _saved_config(log_root: Path, resume: bool) -> ModelConfig | None:
     """The configuration of the run in a directory, or None where there is none to go on with."""
     config, latest = log_root / CONFIG_NAME, log_root / checkpoints.LATEST
     there = [p for p in (config, latest, log_root / checkpoints.BEST) if p.exists()]
@@ -411,6 +427,30 @@ def _saved_config(log_root: Path, resume: bool):
     return read_config(config)
 
 
+def _base_options(saved: ModelConfig | None, start_from: str | Path | None) -> HParams | None:
+    """Where options come from that are not given: the run, the model to start from, or None."""
+    if saved:
+        return saved.hparams
+    if start_from:
+        return read_config(Path(start_from) / CONFIG_NAME).hparams.replace(max_seq_len=-1)
+    return None
+
+
+def _check_same_run(
+    hparams: HParams, saved: ModelConfig, data: dataset.Dataset, log_root: Path
+) -> None:
+    """Raises UserError where options or data are not those that a run was started with."""
+    known = saved.hparams
+    if known.max_seq_len == -1:  # an imported model may not know its longest sketch yet
+        known = known.replace(max_seq_len=data.max_seq_len)
+    checkpoints.check_same_run(hparams, known, log_root)
+    if saved.scale_factor not in (None, data.scale_factor):
+        raise UserError(
+            f"{log_root}: can't resume with other data: the run's sketches have the scale factor "
+            f"{saved.scale_factor}, those given {data.scale_factor}"
+        )
+
+
 def _print_plan(
     data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, group: DeviceGroup
 ) -> None:
@@ -429,6 +469,8 @@ def _print_plan(
     print(f"Parameters: {model.count_params():,} ({hparams.dec_model} decoder)")
     names = ", ".join(group.devices or keras.distribution.list_devices())
     print(f"Device:     {names} ({keras.backend.backend()} backend)", flush=True)
+    if why_no_gpu():
+        print(f"Note: {why_no_gpu()}", flush=True)
 
 
 def main() -> None:
@@ -444,6 +486,7 @@ def main() -> None:
             values.log_root,
             values.hparams,
             resume=values.resume_training,
+            start_from=values.start_from or None,
             save_minutes=values.save_minutes,
             workers=values.workers or None,
             num_devices=values.num_devices,
@@ -458,6 +501,9 @@ def define_flags() -> None:
     flags.DEFINE_string("log_root", None, "Directory for the model, its checkpoints and its logs.")
     flags.DEFINE_bool("resume_training", False, "Go on with the run in log_root.")
     flags.DEFINE_string(
+        "start_from", "", "Model directory whose weights and options a new run begins with."
+    )
+    flags.DEFINE_string(
         "hparams", "", "Options, as in 'categories=[bee,bus],batch_size=64':\n" + describe_options()
     )
     flags.DEFINE_float(
@@ -467,7 +513,11 @@ def define_flags() -> None:
         "workers", 0, "Processes that prepare batches; 0 means half as many as cores.", 0
     )
     flags.DEFINE_integer(
-        "num_devices", 0, "Devices of each machine that share the batches (JAX); 0 means all.", 0
+        "num_devices",
+        0,
+        "Devices of each machine that share the batches (JAX); 0 means all. The environment "
+        "variable TF_CPP_MIN_LOG_LEVEL=0 shows all that TensorFlow says of its devices.",
+        0,
     )
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where there are several (JAX).")
     flags.DEFINE_integer("num_processes", 1, "Processes that train together (JAX).", 1)

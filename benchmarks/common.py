@@ -21,10 +21,14 @@ from hparams import HParams
 from model import CHANNELS, EMBEDDING, OUTPUT_WIDTH
 from rnn import ROW_WIDTH
 
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 SHARED = Path(__file__).parents[2] / "shared"
+# Those that the published implementation was timed at.
+TIMED = {"batch_size": 16, "dec_rnn_size": 512, "num_mixture": 50, "max_seq_len": 100}
 SIZES = {
-    # Those that the published implementation was timed at.
-    "timed": {"batch_size": 16, "dec_rnn_size": 512, "num_mixture": 50, "max_seq_len": 100},
+    "timed": TIMED,
+    "timed layer_norm": TIMED | {"dec_model": "layer_norm"},
+    "timed hyper": TIMED | {"dec_model": "hyper"},
     "default": {"max_seq_len": 250},
     "demo": {
         "batch_size": 32,
@@ -70,10 +74,9 @@ def calibration() -> dict[str, float]:
     }
 
 
-def published() -> dict | None:
-    """Times of the published implementation, or None where they are absent."""
-    path = SHARED / "golden" / "published_timings.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def published() -> dict:
+    """Times of the published implementation."""
+    return json.loads((GOLDEN / "published_timings.json").read_text())
 
 
 def scaled(published_seconds: float, kernel: str, kernels: dict[str, float]) -> float:
@@ -102,6 +105,11 @@ def encoder_products(side: int) -> float:
     return total
 
 
+def pictures_with_ink(patches: np.ndarray) -> int:
+    """How many of the pictures (B, G, S, S) are not blank."""
+    return int(np.count_nonzero(patches.any(axis=(2, 3))))
+
+
 def graph_products(hparams: HParams) -> float:
     """Multiplications of the graph convolutions and the code of one sketch."""
     nodes = hparams.graph_number
@@ -114,6 +122,11 @@ def decoder_products(hparams: HParams) -> float:
     return 4 * units * (units + ROW_WIDTH) + units * OUTPUT_WIDTH
 
 
+def has_sketches(kind: str) -> bool:
+    """Whether the sketches of a kind in `SKETCHES` are there, or doodles stand in for them."""
+    return (SHARED / "data" / SKETCHES[kind][0]).is_dir()
+
+
 def load(kind: str, count: int, max_seq_len: int) -> dataset.Dataset:
     """Sketches of a kind in `SKETCHES`, or doodles where these are absent.
 
@@ -124,7 +137,7 @@ def load(kind: str, count: int, max_seq_len: int) -> dataset.Dataset:
     """
     folder, name = SKETCHES[kind]
     folder = SHARED / "data" / folder
-    if not folder.is_dir():
+    if not has_sketches(kind):
         folder = Path("/tmp/sp_gra2seq_benchmark")
         name = "house"
         doodles.write_doodles(folder, categories=[name], train=1000)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import cv2
 import numpy as np
 
+import batches
 import dataset
 import doodles
 from hparams import HParams
@@ -49,7 +50,7 @@ def some_doodles(count: int, seed: int = 0) -> list[np.ndarray]:
     ]
 
 
-def batches() -> dict[str, list[np.ndarray]]:
+def sketches_of_kinds() -> dict[str, list[np.ndarray]]:
     """A batch of each kind of sketch, in model units; doodles where no files are."""
     folders = {
         "aaron_sheep": [SHARED / "data" / "sketch_rnn_datasets" / "aaron_sheep.npz"],
@@ -83,11 +84,11 @@ def cropping() -> dict[str, dict[str, float | None]]:
     hparams, rng, results = HParams(), np.random.default_rng(0), {}
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    for name, sketches in batches().items():
+    for name, sketches in sketches_of_kinds().items():
         seeds = [rng.random(hparams.graph_number - 1) for _ in sketches]
 
         def pack(sketches=sketches, seeds=seeds):
-            return batches.make_graphs(sketches, hparams, mask_prob=0.1, seeds=seeds)["pictures"]
+            return batches.make_graphs(sketches, hparams, mask_prob=0.1, seeds=seeds)[0]["patches"]
 
         pictures = pack()
         copy = np.ones_like(pictures)
@@ -103,7 +104,7 @@ def cropping() -> dict[str, dict[str, float | None]]:
             "copy": seconds["copy"] / len(sketches),
             "published": None,
         }
-        if timings and name in timings["crop_per_sketch_ms"]:
+        if name in timings["crop_per_sketch_ms"]:
             theirs = 1e-3 * timings["crop_per_sketch_ms"][name][0]
             loop = {"python_loop": seconds["loop"]}
             results[name]["published"] = common.scaled(theirs, "python_loop", loop)

@@ -39,7 +39,7 @@ class Row(NamedTuple):
     here: float
     published: float | None = None
     floor: float | None = None
-    remark: str = ""
+    note: str = ""
 
 
 def crop() -> Iterator[Row]:
@@ -50,22 +50,22 @@ def crop() -> Iterator[Row]:
 def load(per_category: int) -> Callable[[], Iterator[Row]]:
     def rows():
         found = loading.loading(per_category)
-        remark = f"{found['mean_rows']:.0f} rows each, at most {found['peak_mb']:,.0f} MB"
-        yield Row(f"load {found['sketches']:,} sketches", found["seconds"], remark=remark)
+        note = f"{found['mean_rows']:.0f} rows each, at most {found['peak_mb']:,.0f} MB"
+        yield Row(f"load {found['sketches']:,} sketches", found["seconds"], note=note)
 
     return rows
 
 
 def batches() -> Iterator[Row]:
     for workers, rate in loading.batch_rate().items():
-        yield Row(f"a sketch of a batch, {workers} workers", 1 / rate, remark=f"{rate:,.0f}/s")
+        yield Row(f"a sketch of a batch, {workers} workers", 1 / rate, note=f"{rate:,.0f}/s")
 
 
 def train(kind: str, size: str, iterations: int) -> Callable[[], Iterator[Row]]:
     def rows():
         found = training.training(kind, size, iterations)
         name = f"{kind}, {size} size"
-        remark = (
+        note = (
             f"{found['pictures_per_sketch']:.1f} pictures a sketch, "
             f"{found['sketches_per_second']:.1f} sketches/s"
         )
@@ -74,11 +74,11 @@ def train(kind: str, size: str, iterations: int) -> Callable[[], Iterator[Row]]:
             found["iteration"],
             found["published"],
             found["floor"],
-            remark,
+            note,
         )
         yield Row("  its step", found["step"], floor=found["floor"])
         share = found["wait"] / found["iteration"]
-        yield Row("  waiting for input", found["wait"], remark=f"{share:.1%} of the iteration")
+        yield Row("  waiting for input", found["wait"], note=f"{share:.1%} of the iteration")
         yield Row("  evaluation, a sketch", 1 / found["evaluation_sketches_per_second"])
 
     return rows
@@ -89,6 +89,15 @@ def profile() -> Iterator[Row]:
         return  # which alone runs the parts of a step one by one
     for part, times in training.profile("quickdraw", "timed").items():
         yield Row(f"  {part}", times["here"], floor=times["floor"] or None)
+
+
+def unroll() -> Iterator[Row]:
+    for dec_model in ("lstm", "layer_norm", "hyper"):
+        found = training.unrolling(dec_model)
+        others = [f"automatic differentiation {1e3 * found['autodiff']:,.0f} ms"]
+        if "keras" in found:
+            others.append(f"Keras's LSTM {1e3 * found['keras']:,.0f} ms")
+        yield Row(f"unroll {dec_model}, step", found["here"], note=", ".join(others))
 
 
 def sample(size: str, count: int) -> Callable[[], Iterator[Row]]:
@@ -116,6 +125,9 @@ STAGES: dict[str, Callable[[], Iterator[Row]]] = {
     "train-quickdraw": train("quickdraw", "timed", 12),
     "profile": profile,
     "train-demo": train("quickdraw", "demo", 20),
+    "train-layer_norm": train("quickdraw", "timed layer_norm", 6),
+    "train-hyper": train("quickdraw", "timed hyper", 6),
+    "unroll": unroll,
     "sample": sample("timed", 256),
     "sample-demo": sample("demo", 256),
     "ret": ret,
@@ -161,7 +173,7 @@ def line(row: dict, peak: str) -> str:
     over = f"{here / floor:.2f}x" if floor else ""
     return (
         f"{row['what']:38} {shown(here):>10} {shown(published):>11} {times:>7} "
-        f"{shown(floor):>9} {over:>7} {peak:>8}  {row['remark']}"
+        f"{shown(floor):>9} {over:>7} {peak:>8}  {row['note']}"
     ).rstrip()
 
 
@@ -176,8 +188,8 @@ def main() -> None:
         stages = [s for s in (*STAGES, *FULL_STAGES) if any(s.startswith(o) for o in values.only)]
     if not stages:
         raise UserError(f"--only: stages are {', '.join((*STAGES, *FULL_STAGES))}")
-    facts = machine()
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    metadata = machine()
+    print(", ".join(f"{name} {value}" for name, value in metadata.items()))
     print(
         f"{'times in ms':38} {'here':>10} {'published':>11} {'faster':>7} {'floor':>9} {'over':>7} "
         f"{'peak MB':>8}"
@@ -193,7 +205,7 @@ def main() -> None:
         for i, row in enumerate(results[stage]["rows"]):
             print(line(row, "" if i else f"{results[stage]['peak_mb']:,.0f}"), flush=True)
     if values.json:
-        content = {"machine": facts, "stages": results}
+        content = {"machine": metadata, "stages": results}
         Path(values.json).write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import inference
 import retrieval
 import sample
+from batches import make_graphs
 from hparams import HParams
 from model import SPGra2Seq
-from support.backend import ops
+from support.backend import compiled, ops
 
 KERNELS = {
     "crop": "python_loop",
@@ -47,32 +48,28 @@ def sampling(size: str, count: int) -> dict:
     model = SPGra2Seq(hparams)
     rng = np.random.default_rng(0)
     seeds = [rng.random(hparams.graph_number - 1) for _ in sketches]
-    batches = range(0, count, sample.ENCODING_BATCH)
+    starts = range(0, count, inference.ENCODING_BATCH)
 
     def crop():
         return [
-            batches.make_graphs(
-                sketches[i : i + sample.ENCODING_BATCH],
+            make_graphs(
+                sketches[i : i + inference.ENCODING_BATCH],
                 hparams,
                 mask_prob=0.1,
-                seeds=seeds[i : i + sample.ENCODING_BATCH],
-            )
-            for i in batches
+                seeds=seeds[i : i + inference.ENCODING_BATCH],
+            )[0]
+            for i in starts
         ]
 
     packed = crop()
-    encode_batch = inference.compiled(
-        lambda pictures, nodes, masks: model.encode_embeddings(model.embed(pictures, nodes), masks),
-        model,
-    )
+    encode_graphs = compiled(model.encode_graphs, model)
 
     def encode():
-        for graphs in packed:
-            mu, _ = encode_batch(graphs["pictures"], graphs["nodes"], graphs["graph_masks"])
-            ops.convert_to_numpy(mu)
+        for batch in packed:
+            ops.convert_to_numpy(encode_graphs(batch["patches"], batch["graph_masks"])[0])
 
     z = rng.standard_normal((count, hparams.z_size)).astype(np.float32)
-    draw = inference.compiled(
+    draw = compiled(
         inference.chunk_function(model.decoder, inference.DEFAULT_TEMPERATURE, False), model
     )
 
@@ -94,7 +91,7 @@ def sampling(size: str, count: int) -> dict:
     stages = {"crop": crop, "encode": encode, "decode": decode, "write": write}
     here = {stage: common.seconds(function) / count for stage, function in stages.items()}
     kernels = common.calibration()
-    pictures = sum(len(graphs["pictures"]) for graphs in packed) / count
+    pictures = sum(common.pictures_with_ink(batch["patches"]) for batch in packed) / count
     floors = {
         "encode": pictures * common.encoder_products(hparams.graph_picture_size)
         + common.graph_products(hparams),
@@ -119,7 +116,7 @@ def _published(units: int, steps: int, kernels: dict[str, float]) -> dict[str, f
     timings = common.published()
     runs = [
         run
-        for run in (timings["sample_per_sketch"] if timings else [])
+        for run in timings["sample_per_sketch"]
         if (run["dec_rnn_size"], run["max_seq_len"]) == (units, steps)
     ]
     if not runs:
@@ -139,7 +136,7 @@ def ranking(counts: tuple[int, ...]) -> dict:
         timed).
     """
     timings = common.published()
-    theirs = {run["N"]: run["seconds"][0] for run in (timings["ret"] if timings else [])}
+    theirs = {run["N"]: run["seconds"][0] for run in timings["ret"]}
     found = {}
     rng = np.random.default_rng(0)
     for count in counts:

@@ -5,11 +5,13 @@ import time
 import common
 import numpy as np
 
+import batches
+import rnn
 import train
+import unroll
 from hparams import HParams
 from model import Adam, SPGra2Seq, stroke_losses
-from support.backend import keras
-from support.workers import Feed
+from support.backend import make_deterministic
 
 
 def training(kind: str, size: str, iterations: int) -> dict:
@@ -25,38 +27,26 @@ def training(kind: str, size: str, iterations: int) -> dict:
         step: median of one on a batch that is there already.
         wait: their difference, the cost of preparing batches beside the step.
         floor: the step's matrix products at the rate of a bare one.
-        published: the published iteration, scaled; None at sizes where it was not timed.
+        published: the published iteration, scaled; None where it was not timed: at other sizes, on
+            doodles.
     """
     hparams = HParams(**common.SIZES[size])
-    backend.make_deterministic(0)
+    make_deterministic(0)
     data = common.load(kind, 4000, hparams.max_seq_len)
     steps = data.max_seq_len
     model = SPGra2Seq(hparams)
     model.compile(optimizer=Adam(hparams))
-    batches = batches.training_batches(data.splits["train"], hparams, steps)
-    first = next(batches)
-    batches.close()
+    stream = batches.training_batches(data.splits["train"], hparams, steps)
+    first = next(stream)
     model.start_clusters(first)
-    step = common.seconds(lambda: model.train_on_batch(first), max(3, iterations // 2))
+    step = common.seconds(lambda: train.update(model, first), max(3, iterations // 2))
     before = common.calibration()
-
-    class Clock(keras.callbacks.Callback):
-        ends: list[float] = []
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.ends.append(time.perf_counter())
-
-    clock = Clock()
-    batches = batches.training_batches(data.splits["train"], hparams, steps)
-    with Feed(batches) as feed:
-        model.fit(
-            ((batch,) for batch in feed),
-            steps_per_epoch=iterations + 2,
-            callbacks=[clock],
-            verbose=0,
-            shuffle=False,
-        )
-    iteration = float(np.median(np.diff(clock.ends)[1:]))
+    ends = []
+    for _ in range(iterations + 2):
+        train.update(model, next(stream))
+        ends.append(time.perf_counter())
+    stream.close()
+    iteration = float(np.median(np.diff(ends)[1:]))
     kernels = common.calibration()
     kernels = {name: (kernels[name] + before[name]) / 2 for name in kernels}
 
@@ -65,12 +55,12 @@ def training(kind: str, size: str, iterations: int) -> dict:
     train.evaluate(model, split, hparams, "test")
     evaluation = (time.perf_counter() - start) / len(split)
 
-    filled = len(first["pictures"]) / hparams.batch_size
+    filled = common.pictures_with_ink(first["patches"]) / hparams.batch_size
     products = filled * common.encoder_products(hparams.graph_picture_size)
     products += common.graph_products(hparams) + steps * common.decoder_products(hparams)
     floor = common.floor_seconds(3 * hparams.batch_size * products, kernels)
     reference = None
-    if size == "timed" and common.published():
+    if size == "timed" and common.has_sketches(kind):
         runs = common.published()["training_iteration"]
         name = {"aaron_sheep": "aaron_sheep", "quickdraw": "bird"}[kind]
         total = np.median([run["total_s"][0] for run in runs if name in run["data"]])
@@ -87,6 +77,52 @@ def training(kind: str, size: str, iterations: int) -> dict:
         "sketches_per_second": hparams.batch_size / iteration,
         "evaluation_sketches_per_second": 1 / evaluation,
     }
+
+
+def unrolling(dec_model: str, batch: int = 16, units: int = 512, steps: int = 100) -> dict:
+    """Forward and backward through all steps of a cell, in seconds (TensorFlow).
+
+    Returns:
+        here: `unroll.unroll`; autodiff: a scan of the cell's `step`, differentiated
+        automatically; and for lstm keras: Keras's own layer.
+    """
+    import tensorflow as tf
+
+    hparams = HParams()
+    cell = rnn.CELLS[dec_model](rnn.ROW_WIDTH + hparams.z_size, units, seed=0)
+    rng = np.random.default_rng(0)
+    rows = tf.constant(rng.standard_normal((steps, batch, rnn.ROW_WIDTH)), tf.float32)
+    z = tf.constant(rng.standard_normal((batch, hparams.z_size)), tf.float32)
+    state = tuple(tf.zeros((batch, size)) for size in cell.state_sizes)
+
+    def ours():
+        return unroll.unroll(cell, cell.project(rows, cell.project_code(z)), state)[0]
+
+    def plain():
+        def step(carry, projected):
+            return cell.step(projected, carry[1])
+
+        projected = cell.project(rows, cell.project_code(z))
+        first = (tf.zeros((batch, units)), state)
+        return tf.scan(step, projected, first)[0]
+
+    ways = {"here": ours, "autodiff": plain}
+    if dec_model == "lstm":
+        run = unroll.keras_lstm(cell)
+        codes = tf.zeros_like(rows[:, :, :1]) + z
+        ways["keras"] = lambda: run(tf.concat([rows, codes], axis=-1), state)[0]
+
+    def gradients(way):
+        def run():
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(tf.square(way()))
+            weights = [v.value for v in cell.trainable_variables]
+            return tape.gradient(total, weights, unconnected_gradients="zero")
+
+        compiled = tf.function(run, autograph=False)
+        return lambda: compiled()[0].numpy()
+
+    return {name: common.seconds(gradients(way), 5) for name, way in ways.items()}
 
 
 def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
@@ -107,21 +143,22 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
     steps = data.max_seq_len
     model = SPGra2Seq(hparams)
     model.compile(optimizer=Adam(hparams))
-    batches = batches.training_batches(data.splits["train"], hparams, steps)
-    batch = next(batches)
-    batches.close()
-    model.train_on_batch(batch)
+    stream = batches.training_batches(data.splits["train"], hparams, steps)
+    batch = next(stream)
+    stream.close()
+    train.update(model, batch)
+    filled = common.pictures_with_ink(batch["patches"])
     batch = {name: tf.constant(value) for name, value in batch.items()}
-    embeddings = model.embed(batch["pictures"], batch["nodes"])
+    embeddings = model.embed(batch["patches"])
     rows = tf.transpose(batch["strokes"], (1, 0, 2))
     z = batch["eps"]
     count = hparams.batch_size
 
-    def encoder(pictures):
-        return model.patch_encoder(pictures)
+    def encoder(patches):
+        return model.embed(patches)
 
     def graph(embeddings):
-        mu, log_var = model.encode_embeddings(embeddings, batch["graph_masks"], training=True)
+        mu, log_var, _ = model.encode_embeddings(embeddings, batch["graph_masks"], training=True)
         return mu + log_var
 
     def decoder(z):
@@ -143,9 +180,9 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
     parts = {
         "patch encoder": (
             encoder,
-            batch["pictures"],
+            batch["patches"],
             model.patch_encoder,
-            len(batch["pictures"]) * common.encoder_products(hparams.graph_picture_size),
+            filled * common.encoder_products(hparams.graph_picture_size),
         ),
         "graph": (graph, embeddings, model.graph_encoder, count * common.graph_products(hparams)),
         "decoder and losses": (
@@ -167,7 +204,7 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
     apply = tf.function(lambda: model.optimizer.apply(gradients), autograph=False)
     found["optimiser"] = {"here": common.seconds(apply, 5), "floor": 0.0}
     found["whole step"] = {
-        "here": common.seconds(lambda: model.train_on_batch(batch), 5),
+        "here": common.seconds(lambda: train.update(model, batch), 5),
         "floor": common.floor_seconds(3 * sum(part[3] for part in parts.values()), kernels),
     }
     return found

@@ -6,31 +6,36 @@ below the level that its own settings reach.
 """
 
 import contextlib
+import glob
 import logging
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+
+BACKENDS = ("tensorflow", "jax")
 
 
 @contextlib.contextmanager
 def _native_stderr_hidden() -> Iterator[None]:
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed by whoever started this process
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:  # the user has chosen what to see
         yield
         return
-    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if sys.stderr is not None:  # closed by the caller
+        sys.stderr.flush()
+    stderr, null_device = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null_device, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(null_device)
 
 
@@ -49,13 +54,33 @@ def _plain_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def _fail(message: str) -> NoReturn:
+    """Ends a command of this program with one line; raises ImportError in other programs."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script and Path(script).resolve().is_relative_to(Path(__file__).resolve().parents[1]):
+        sys.exit(f"{Path(script).name}: {message}")
+    raise ImportError(message)
+
+
 # TensorFlow's caching allocator: without it large tensors are mapped and zeroed at each step.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 with _plain_interrupt(), _native_stderr_hidden():
-    import keras
-    from keras import ops  # noqa: F401, for all other modules
-
+    try:
+        import keras
+        from keras import ops  # noqa: F401, for all other modules
+    except ModuleNotFoundError as error:
+        missing = error.name or str(error)
+        _fail(
+            f"{missing} is not installed; install it (requirements.txt), or set KERAS_BACKEND to "
+            f"a backend that is: {' or '.join(BACKENDS)}"
+        )
+    except ValueError as error:  # a backend that Keras does not know
+        _fail(f"{error}; set KERAS_BACKEND to {' or '.join(BACKENDS)}")
+    if keras.backend.backend() not in BACKENDS:
+        _fail(
+            f"the Keras backend {keras.backend.backend()} can't be used; set KERAS_BACKEND to "
+            f"{' or '.join(BACKENDS)}"
+        )
     if keras.backend.backend() == "tensorflow":
         import tensorflow
 
@@ -70,6 +95,34 @@ def has_gpu() -> bool:
     """Whether the backend uses a GPU."""
     # Asking JAX for GPUs where there are none is an error.
     return any(name.lower().startswith("gpu") for name in keras.distribution.list_devices())
+
+
+def why_no_gpu() -> str:
+    """Why the backend does not use a GPU that the machine has; "" where there is nothing to say."""
+    if has_gpu() or not _machine_has_gpu():
+        return ""
+    if keras.backend.backend() == "jax":
+        reason = 'a JAX without CUDA is installed; see docs/jax.md for "jax[cuda13]"'
+    else:
+        reason = _tensorflow_says() or 'see "tensorflow[and-cuda]" in the README'
+    return f"this machine has a GPU, but {keras.backend.backend()} does not use it: {reason}"
+
+
+def _tensorflow_says() -> str:
+    """What TensorFlow writes about GPUs as it loads, at a level that is hidden here."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import tensorflow; tensorflow.config.list_physical_devices()"],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"},
+        capture_output=True,
+        text=True,
+    )
+    found = [line for line in done.stderr.splitlines() if re.search(r"cuda|gpu|dlopen", line, re.I)]
+    # Without the time, level and place in the source that begin a line.
+    return re.sub(r"^.*?\] ", "", found[0]) if found else ""
+
+
+def _machine_has_gpu() -> bool:
+    return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/kfd"))
 
 
 def make_deterministic(seed: int) -> None:

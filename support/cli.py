@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self, TextIO
 
 from absl import app, flags
 from tqdm import tqdm
@@ -127,15 +127,63 @@ def ending_at_once() -> Iterator[None]:
         _end_at_once(traceback.format_exc(), 1)
 
 
+class _LastingStream:
+    """A text stream that goes on without a reader: what is written after its pipe broke is lost.
+
+    A run must not end because its output was piped into `head`.
+
+    Args:
+        stream: with a file descriptor.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text, or drops it."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop_all()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written, or drops it."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop_all()
+
+    def _drop_all(self) -> None:
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, self._stream.fileno())
+        os.close(null_device)
+
+
+def _prepare_streams() -> None:
+    """Makes standard streams that can be written to, whatever the caller closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
+        setattr(sys, name, _LastingStream(stream))
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls `main`; the process ends with its outcome.
 
     A wrong flag, a `UserError` or an error of the operating system (a full disk, no permission)
-    becomes one line on standard error and exit status 1; Ctrl-C exits with 130.
+    becomes one line on standard error (on standard output, if that is closed) and exit status 1;
+    Ctrl-C exits with 130. Output that nobody reads any more does not stop a command.
     """
     script = os.path.basename(sys.argv[0])
-    if sys.stdout is None:  # closed by whoever called
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
+    no_stderr = sys.stderr is None
+    _prepare_streams()
+    if no_stderr:
+        sys.stderr = sys.stdout
 
     def parse(argv):
         try:

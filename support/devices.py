@@ -81,6 +81,15 @@ class DeviceGroup:
         self.any(False)
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints, of a run with one or several."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
 def initialize_distributed(
     coordinator: str, num_processes: int, process_id: int, timeout: int = 100
 ) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,12 +15,29 @@ class UserError(ValueError):
     """A mistake that the user can put right; its text is the one line that is printed."""
 
 
-def write_file(path: str | Path, content: bytes | str | Callable[[BinaryIO], Any]) -> None:
+@contextlib.contextmanager
+def write_errors(path: str | Path, consequence: str = "") -> Iterator[None]:
+    """Turns the system's errors (disk full, no permission) in writing a file into `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: can't be written ({reason}){consequence}") from error
+
+
+def write_file(
+    path: str | Path,
+    content: bytes | str | Callable[[BinaryIO], Any],
+    *,
+    survives_power_loss: bool = True,
+) -> None:
     """Writes a file so that at any moment there is the old one or the new one, whole.
 
     Args:
         path: of the file.
         content: bytes, or text for UTF-8, or a function that writes to the open file.
+        survives_power_loss: wait until it is on the disk, some milliseconds; without it a file
+            that was just written may be empty after a power cut.
 
     Raises:
         UserError: it can't be written (disk full, no permission); an older file stays.
@@ -31,19 +48,17 @@ def write_file(path: str | Path, content: bytes | str | Callable[[BinaryIO], Any
     if isinstance(content, str):
         content = content.encode()
     try:
-        with open(temporary, "wb") as file:
-            content(file) if callable(content) else file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be written ({error.strerror or error}); an earlier one, if any, is "
-            "intact"
-        ) from error
-    finally:
+        with write_errors(path, "; an earlier one, if any, is intact"):
+            with open(temporary, "wb") as file:
+                content(file) if callable(content) else file.write(content)
+                if survives_power_loss:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
         with contextlib.suppress(OSError):  # the directory itself may be gone
             temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: str | Path, values: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import drawing
 from checkpoints import RunState
 from support.backend import keras
-from support.files import UserError, write_file
+from support.files import UserError, write_errors, write_file
 
 METRICS_NAME = "metrics.csv"
 METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
@@ -51,7 +51,7 @@ class MetricsLog(NoLog):
         self.path = log_root / METRICS_NAME
         kept = [METRICS_COLUMNS + "\n"]
         if self.path.exists():
-            for line in self.path.read_text().splitlines(keepends=True)[1:]:
+            for line in self.path.read_text(errors="replace").splitlines(keepends=True)[1:]:
                 update = line.partition(",")[0]
                 # A last line without its end was cut short by whatever ended the run.
                 if line.endswith("\n") and update.isdigit() and int(update) <= state.total_steps:
@@ -67,26 +67,29 @@ class MetricsLog(NoLog):
                 self.writer = summary.create_file_writer(str(self.tensorboard))
 
     def __enter__(self) -> Self:
-        self.file = open(self.path, "a", buffering=1)
+        with write_errors(self.path):
+            self.file = open(self.path, "a", buffering=1)
         return self
 
     def __exit__(self, *_):
-        self.file.close()
+        with write_errors(self.path):
+            self.file.close()
         if self.writer:
             with self._tensorboard_errors():
                 self.writer.close()
 
     def sync(self) -> None:
         """Makes sure of the rows, so that a checkpoint never outlives those before it."""
-        os.fsync(self.file.fileno())
+        with write_errors(self.path):
+            os.fsync(self.file.fileno())
 
     def write(self, split: str, losses: dict[str, float], learning_rate: float | None = None):
         """Logs both losses of an update or of a split."""
         reconstruction, clustering = losses["reconstruction"], losses["clustering"]
         rate = "" if learning_rate is None else learning_rate
-        self.file.write(
-            f"{self.state.total_steps},{self.state.epoch},{split},{reconstruction},{clustering},{rate}\n"
-        )
+        values = (self.state.total_steps, self.state.epoch, split, reconstruction, clustering, rate)
+        with write_errors(self.path):
+            self.file.write(",".join(map(str, values)) + "\n")
         if self.writer:
             step = self.state.total_steps
             with self._tensorboard_errors(), self.writer.as_default(step=step):

@@ -49,6 +49,7 @@ def prefetch(
     workers: int | None = None,
     *,
     processes: bool = False,
+    ahead: int | None = None,
 ) -> Iterator[Any]:
     """Results of `fn` for `items`, in order, computed ahead.
 
@@ -57,6 +58,7 @@ def prefetch(
         items: may go on for ever.
         workers: how many results to work on at a time; None: half as many as there are cores.
         processes: whether several workers are processes; otherwise, or alone, they are threads.
+        ahead: most results that are waiting or being worked on; None: one for each worker.
 
     Raises:
         UserError: a process was ended from outside.
@@ -70,7 +72,7 @@ def prefetch(
         try:
             for item in items:
                 pending.append(pool.submit(fn, item))
-                if len(pending) > workers:
+                if len(pending) > (ahead or workers):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

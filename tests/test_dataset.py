@@ -18,7 +18,7 @@ import threading
 import zipfile
 from pathlib import Path
 
-import golden
+import golden_data
 import numpy as np
 import pytest
 
@@ -39,7 +39,6 @@ from hparams import HParams
 from support.files import UserError
 
 SPLITS = ("train", "valid", "test")
-DATA = golden.SHARED / "data"
 
 
 def options(**changes):
@@ -162,9 +161,7 @@ def dirty_memory(monkeypatch):
 )
 def test_real_files(name):
     """Files of people, written by Python 2 and by Python 3, read as NumPy itself reads them."""
-    path = DATA / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"no real sketches here: {path} is absent")
+    path = golden_data.sketch_set(name)
     arrays = read_sketch_file(path)
     assert set(arrays) == set(SPLITS)
     with np.load(path, allow_pickle=True, encoding="latin1") as file:
@@ -778,15 +775,12 @@ def test_max_seq_len_given(tmp_path):
 
 def test_recorded_scale_factor():
     """The published data preparation's scale factor of 4,000 sketches, within 1e-13."""
-    path = golden.SHARED / "golden" / "curve.json"
-    if not path.exists():
-        pytest.skip(f"no reference numbers here: {path} is absent")
-    categories = ("bicycle", "sheep")
-    data = load_dataset(
-        DATA / "sketch_rnn_sampled", options(categories=categories, num_per_category=2000)
-    )
+    curve = golden_data.load_json("curve.json")
+    categories = tuple(curve["data"]["categories"])
+    paths = [golden_data.sketch_set(f"{curve['data']['folder']}/{name}") for name in categories]
+    data = load_dataset(paths[0].parent, options(categories=categories, num_per_category=2000))
     assert len(data.splits["train"]) == 4000
-    assert math.isclose(data.scale_factor, 22.825326508951417, rel_tol=1e-13)
+    assert math.isclose(data.scale_factor, curve["scale_factor"], rel_tol=1e-13)
 
 
 def test_recorded_sketches(tmp_path, dirty_memory):
@@ -794,7 +788,7 @@ def test_recorded_sketches(tmp_path, dirty_memory):
 
     The scale factor has 1e-13 of room for the order of summation, the rest is exact.
     """
-    recorded = golden.load("model_lstm.npz")
+    recorded = golden_data.load("model_lstm.npz")
     raw = [recorded[f"stroke3_raw_{i}"] for i in range(6)]
     write(tmp_path, train=raw, valid=raw, test=raw)
     data = load_dataset(tmp_path, options())

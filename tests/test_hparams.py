@@ -3,8 +3,8 @@
 import json
 import math
 import os
-from pathlib import Path
 
+import golden_data
 import numpy as np
 import pytest
 
@@ -12,7 +12,7 @@ import hparams
 from hparams import HParams, parse_hparams, read_config, write_config
 from support.files import UserError
 
-PUBLISHED = Path(__file__).parents[2] / "shared/golden/checkpoint_lstm/model_config.json"
+PUBLISHED = golden_data.CHECKPOINT / "model_config.json"
 
 DEFAULTS = {
     "categories": ("bee", "bus"),
@@ -436,7 +436,6 @@ def test_unknown_keys_are_returned_on_request(tmp_path):
     assert "option seed: -3" in refusal(read_config, path, allow_unknown=True)
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no published checkpoint at {PUBLISHED}")
 def test_published_config():
     """The published implementation's config is read; what it has beyond our options is named."""
     config = read_config(PUBLISHED, allow_unknown=True)

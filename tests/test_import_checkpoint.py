@@ -3,7 +3,7 @@
 import json
 import shutil
 
-import golden
+import golden_data
 import numpy as np
 import pytest
 
@@ -64,10 +64,7 @@ def write_published(directory, dec_model="lstm", change=None, epoch=7, **options
 @pytest.mark.parametrize("dec_model", ["lstm", "layer_norm", "hyper"])
 def test_variables_are_the_published_ones(dec_model):
     """Names and shapes of all variables in a published checkpoint, for each decoder."""
-    path = golden.SHARED / "golden" / "variables.json"
-    if not path.exists():
-        pytest.skip(f"no reference numbers here: {path} is absent")
-    listed = json.loads(path.read_text())[dec_model]
+    listed = golden_data.load_json("variables.json")[dec_model]
     expected = {v["name"]: tuple(v["shape"]) for v in listed if v["in_checkpoint"]}
     trained = {v["name"] for v in listed if v["trainable"]}
     model = SPGra2Seq(HParams(dec_model=dec_model, dec_rnn_size=64, z_size=16, num_mixture=7))
@@ -78,15 +75,14 @@ def test_variables_are_the_published_ones(dec_model):
 
 def test_the_published_model_gives_the_published_numbers(tmp_path):
     """The reference checkpoint, imported, reproduces codes, adjacency, outputs and losses."""
-    reference = golden.load("model_lstm.npz")
-    remarks = import_checkpoint(golden.SHARED / "golden" / "checkpoint_lstm", tmp_path / "model")
+    reference = golden_data.load("model_lstm.npz")
+    remarks = import_checkpoint(golden_data.CHECKPOINT, tmp_path / "model")
     assert any("semi_percent, semi_balanced" in remark for remark in remarks)
     assert any("scale factor" in remark for remark in remarks)
     model = checkpoints.load_model(tmp_path / "model")
+    weights = golden_data.weights()
     for variable in model.weights:
-        np.testing.assert_array_equal(
-            variable, reference["var/" + published_name(variable.path, "lstm")]
-        )
+        np.testing.assert_array_equal(variable, weights[published_name(variable.path, "lstm")])
     patches = reference["input_graphs_p"]
     masks = reference["input_masks"].astype(np.float32)
     mu, _ = model.encode(patches, masks)

@@ -1,6 +1,6 @@
 """Codes and generated sketches: the published ones, the right law, each sketch on its own."""
 
-import golden
+import golden_data
 import numpy as np
 import pytest
 
@@ -40,15 +40,14 @@ def codes(count, width=5):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The reference checkpoint, imported."""
-    golden.load("decode_greedy_lstm.npz")
     folder = tmp_path_factory.mktemp("imported") / "model"
-    import_checkpoint(golden.SHARED / "golden" / "checkpoint_lstm", folder)
+    import_checkpoint(golden_data.CHECKPOINT, folder)
     return checkpoints.load_model(folder)
 
 
 def test_greedy_sketches_are_the_published_ones(published):
     """Greedy decoding gives the published rows, lengths 0 and T included, as float64."""
-    reference = golden.load("decode_greedy_lstm.npz")
+    reference = golden_data.load("decode_greedy_lstm.npz")
     items = [((0, i), z) for i, z in enumerate(reference["z"])]
     drawn = dict(inference.generate(published, items, 60, greedy=True, batch_size=8))
     lengths = set()
@@ -64,7 +63,7 @@ def test_greedy_sketches_are_the_published_ones(published):
 def test_published_draws_are_replayed():
     """The published uniform numbers choose the published component and pen state, and the
     offset has the published mean and covariance."""
-    reference = golden.load("decode_greedy_lstm.npz")
+    reference = golden_data.load("decode_greedy_lstm.npz")
     for i in range(len(reference["z"])):
         sampled = {
             name: reference[f"sampled/{i}/{name}"]

@@ -1,7 +1,7 @@
 """The network against the published implementation's numbers and against brute force."""
 
 import autodiff
-import golden
+import golden_data
 import numpy as np
 import pytest
 from scipy import stats
@@ -28,17 +28,22 @@ def relative(ours, theirs) -> float:
 
 @pytest.fixture(scope="module")
 def reference():
-    return golden.load("model_lstm.npz")
+    return golden_data.load("model_lstm.npz")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return golden_data.weights()
 
 
 @pytest.fixture
-def published(reference):
-    """Our model with the reference's weights."""
-    options = golden.text(reference, "info")["hps"]
+def published(reference, checkpoint):
+    """Our model with the published checkpoint's weights."""
+    options = golden_data.text(reference, "info")["hps"]
     hparams = HParams(**{k: v for k, v in options.items() if k in HParams.model_fields})
     model = SPGra2Seq(hparams)
     for variable in model.weights:
-        variable.assign(reference["var/" + golden.published_name(variable)])
+        variable.assign(checkpoint[golden_data.published_name(variable)])
     return model
 
 
@@ -175,12 +180,16 @@ def test_gradients_are_the_published_ones(reference, published, batch):
     for variable, ours in zip(
         published.trainable_variables, gradients(published, batch), strict=True
     ):
-        name = golden.published_name(variable)
-        assert relative(ours, reference["grad/" + name]) < GRADIENT, name
+        name = golden_data.published_name(variable)
+        pair = golden_data.same_entries(reference, "grad", name, ours)
+        assert relative(*pair) < GRADIENT, name
         norm = np.linalg.norm(np.asarray(ours, np.float64))
         assert norm == pytest.approx(float(reference["grad_norm/" + name]), rel=GRADIENT), name
         clipped = float(reference["clipped_norm/" + name])
         assert min(norm, clip) == pytest.approx(clipped, rel=GRADIENT), name
+        ours = np.asarray(ours) * min(1, clip / norm)
+        pair = golden_data.same_entries(reference, "clipped", name, ours)
+        assert relative(*pair) < GRADIENT, name
 
 
 def test_updates_are_the_published_ones(reference, published, batch):
@@ -204,13 +213,8 @@ def test_updates_are_the_published_ones(reference, published, batch):
         for variable in published.weights:
             if "moving_variance" in variable.path:
                 continue  # the published one is unbiased
-            name, ours = golden.published_name(variable), np.asarray(variable)
-            stage = f"after{update + 1}"
-            if f"{stage}/{name}" in reference:
-                theirs = reference[f"{stage}/{name}"]
-            else:
-                theirs = reference[f"{stage}_sub/{name}"]
-                ours = ours.ravel()[reference["sub_idx/" + name]]
+            name = golden_data.published_name(variable)
+            ours, theirs = golden_data.same_entries(reference, f"after{update + 1}", name, variable)
             difference = np.abs(ours - theirs) / np.abs(theirs).max()
             if update == 0:
                 assert difference.max() < UPDATE, name
@@ -232,7 +236,7 @@ def test_moving_variance_is_the_biased_one(reference, published, batch):
         ("BatchNorm_1/moving_variance", sketches),
     ):
         variable = next(v for v in published.weights if v.path == path)
-        theirs = reference["after1/" + golden.published_name(variable)]
+        theirs = reference["after1/" + golden_data.published_name(variable)]
         unbiased = (np.asarray(variable) - 0.9 * start[path]) * count / (count - 1)
         assert relative(0.9 * start[path] + unbiased, theirs) < FORWARD
 
@@ -254,7 +258,7 @@ def test_encoder_is_the_convolutional_network(side):
 
 
 def proximity_by_brute_force(e, mask):
-    """The adjacency of one sketch, loop by loop in float64, from DESIGN's words."""
+    """The adjacency of one sketch, loop by loop in float64, from the words of docs/method.md."""
     e = np.asarray(e, np.float64)
     count = len(e)
     c = np.zeros((count, count))

@@ -1,4 +1,4 @@
-"""The README says what the software does."""
+"""The README and the pages in docs/ say what the software does."""
 
 import re
 from pathlib import Path
@@ -15,12 +15,13 @@ from hparams import option_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 
 
 def test_every_option_is_in_the_table():
     """Name, default, allowed values and meaning of each option are those of the code."""
     rows = [f"| `{n}` | `{d}` | {allowed} | {text} |" for n, d, allowed, text in option_rows()]
-    assert "\n".join(rows) in README
+    assert "\n".join(rows) in COMMANDS
 
 
 @pytest.mark.parametrize("script", [train, sample, retrieval, recognition, import_checkpoint])
@@ -33,11 +34,11 @@ def test_every_flag_is_there_with_its_default(script):
     for name in names:  # another script may have a flag of the same name
         delattr(flags.FLAGS, name)
     assert names
-    tables = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", COMMANDS, re.MULTILINE)
     own = [t for t in tables if set(re.findall(r"^\| `--(\w+)", t, re.MULTILINE)) == set(names)]
     assert len(own) == (script is not import_checkpoint)  # whose few flags are in the text
     for name, default in defaults.items():
-        assert f"--{name}" in README, name
+        assert f"--{name}" in COMMANDS, name
         for shown in re.findall(rf"^\| `--{name}=(\S+)`", "".join(own), re.MULTILINE):
             if isinstance(default, float):
                 assert float(shown) == default, name
@@ -45,12 +46,19 @@ def test_every_flag_is_there_with_its_default(script):
                 assert shown == str(default), name
 
 
-def test_what_is_named_exists():
-    """Commands, modules and pictures that the README names are there."""
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_what_is_named_exists(page):
+    """Commands, modules and pictures that a page names are there."""
+    text = page.read_text()
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)", text, re.MULTILINE):
         assert f"\n{target}:" in makefile
-    for name in re.findall(r"`(\w+\.py)`|python (\w+\.py)", README):
+    for name in re.findall(r"`([\w/]+\.py)`|python ([\w/]+\.py)", text):
         assert (ROOT / (name[0] or name[1])).is_file(), name
-    for path in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.]+)\)", text):
+        assert (page.parent / path).exists(), path
+
+
+def test_the_readme_is_short():
+    """A newcomer's page; the rest is in docs/."""
+    assert len(README.splitlines()) <= 280

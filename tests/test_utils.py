@@ -11,7 +11,7 @@ import warnings
 from typing import NamedTuple
 
 import cv2
-import golden
+import golden_data
 import numpy as np
 import pytest
 
@@ -19,7 +19,6 @@ import doodles
 import utils
 from utils import graph_mask, make_graph
 
-RECORDED = golden.SHARED / "golden" / "make_graph.npz"
 BOTH = ("patch", "sketchhealer")
 
 
@@ -153,16 +152,13 @@ def dirty_memory(monkeypatch):
 
 
 def recorded_cases():
-    if not RECORDED.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(f"{RECORDED} is absent"))]
-    with np.load(RECORDED) as arrays:
-        cases = golden.text(arrays, "meta")["cases"]
+    cases = golden_data.text(golden_data.load("make_graph.npz"), "meta")["cases"]
     return [pytest.param(case, id=f"case{case['case']}") for case in cases]
 
 
 @functools.cache
 def recorded():
-    return golden.load("make_graph.npz")
+    return golden_data.load("make_graph.npz")
 
 
 @pytest.mark.parametrize("case", recorded_cases())
@@ -187,14 +183,14 @@ def test_recorded_results(case, dirty_memory):
     if case["mask_prob"] > 0 and case["seeds_used"]:
         with pytest.raises(ValueError):
             make_graph(sketch, seeds=seeds[: case["seeds_used"] - 1], **options)
-    name = golden.text(recorded(), "meta")["sketch_names"][str(case["sketch"])]
+    name = golden_data.text(recorded(), "meta")["sketch_names"][str(case["sketch"])]
     if "overflows" not in name:  # int16 that wraps around is beyond the plain reference
         assert_same(graph, reference(sketch, seeds=seeds, **options))
 
 
 def test_recorded_results_cover_enough():
     """The recorded file has masked, unmasked, small and failing cases: none has gone missing."""
-    cases = golden.text(recorded(), "meta")["cases"]
+    cases = golden_data.text(recorded(), "meta")["cases"]
     assert len(cases) >= 100
     assert {case["mask_prob"] for case in cases if case["ok"]} == {0.0, 0.1, 0.3}
     assert {case["patch"] for case in cases} == {64, 256}
@@ -230,14 +226,10 @@ def test_random_sketches(dtype, masking, dirty_memory):
 
 def real_sketches():
     """A few sketches of each kind of file: raw int16, and scaled as a data set scales them."""
-    folder = golden.SHARED / "data"
     names = ["quickdraw_real/cat", "quickdraw_real/The Eiffel Tower", "quickdraw_real/zigzag"]
     names += ["sketch_rnn_sampled/bicycle", "sketch_rnn_datasets/omniglot"]
     for name in names:
-        path = folder / f"{name}.npz"
-        if not path.exists():
-            pytest.skip(f"no real sketches here: {path} is absent")
-        with np.load(path, allow_pickle=True, encoding="latin1") as file:
+        with np.load(golden_data.sketch_set(name), allow_pickle=True, encoding="latin1") as file:
             sketches = list(file["test"][:6])
         scale = np.std(np.concatenate(sketches).astype(np.float64))
         for dtype in (np.int16, np.float32, np.float64):
