@@ -165,9 +165,12 @@ def _find_nodes(
             number = min(len(layout.centers), MAX_PATCHES)
             erase = utils.choose_erased(number, mask_prob, seeds[i] if seeds else None)
             masked[i] = np.flatnonzero(erase & (layout.squares[:number, 0] >= 0)).tolist()
-        picture = draw_picture(layout, masked[i])
-        lines[i, 0] = picture[step // 2 :: step][:size]
-        lines[i, 1] = picture[:, step // 2 :: step][:, :size].T
+        canvas, source = _draw(layout, masked[i]), _nearest(layout.side)
+        of_lines = source[step // 2 :: step][:size]
+        # Only the picture's lines are made.
+        lines[i, 0] = canvas.take(of_lines, axis=0).take(source, axis=1)
+        lines[i, 1] = canvas.take(of_lines, axis=1).take(source, axis=0).T
+        canvas.fill(0)
     sketch, points = _scan(lines, step)
     counts = np.bincount(sketch, minlength=len(layouts))
     firsts = np.cumsum(counts) - counts
@@ -194,17 +197,12 @@ def _find_nodes(
     return padded, counts.astype(np.int32), lattices
 
 
-def draw_picture(layout: Layout, masked: list[int]) -> np.ndarray:
-    """What the lattice is laid on, uint8 (256, 256), ink 255 on 0.
-
-    Args:
-        layout: of a sketch, from `utils.lay_out` with this module's sizes.
-        masked: numbers of the squares to erase.
-    """
-    canvas = _draw(layout, masked)
-    picture = cv2.resize(canvas, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-    canvas.fill(0)
-    return picture
+@functools.cache
+def _nearest(side: int) -> np.ndarray:
+    """For each pixel of the picture that of the canvas which OpenCV's nearest resizing takes."""
+    places = np.arange(side, dtype=np.float32)[None]
+    resized = cv2.resize(places, (SIDE, 1), interpolation=cv2.INTER_NEAREST)
+    return resized[0].astype(np.intp)
 
 
 def _draw(layout: Layout, masked: list[int]) -> np.ndarray:
@@ -220,15 +218,15 @@ def _scan(lines: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Where strokes begin on the lines of a lattice.
 
     Args:
-        lines: uint8 (B, 2, n, 256), rows and then columns of the pictures, 0 = background.
+        lines: uint8 (B, 2, n, 256), rows and then columns of the pictures, ink 255 on 0.
         step: pixels between two lines.
 
     Returns:
         For each point its sketch, int64 (N,), in order, and x and y, uint8 (N, 2).
     """
-    ink = lines != 0
-    begins = ink.copy()
-    begins[..., 1:] &= ~ink[..., :-1]
+    begins = np.empty(lines.shape, bool)
+    np.greater(lines[..., 1:], lines[..., :-1], out=begins[..., 1:])
+    begins[..., 0] = lines[..., 0]
     line, along = np.divmod(np.flatnonzero(begins), SIDE)
     size = lines.shape[2]
     across = step // 2 + step * (line % size)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-import lattice
 import utils
 from hparams import HParams
 from model import SPGra2Seq
@@ -189,9 +188,12 @@ def unpacked(canvas: np.ndarray) -> np.ndarray:
     return np.unpackbits(canvas, axis=1).astype(bool)
 
 
-def lattice_picture(sketch: np.ndarray, masked: list[int]) -> np.ndarray:
-    """The picture that the lattice is laid on, bool (256, 256)."""
-    (layout,) = utils.lay_out(
-        [sketch], lattice.SQUARE, drawing_size=lattice.SIDE, margins=lattice.MARGINS
-    )
-    return lattice.draw_picture(layout, masked) > 0
+def points_of(ink: np.ndarray) -> np.ndarray:
+    """The lattice's points in a recorded picture, pixel by pixel: uint8 (N, 2), x and y."""
+    points = []
+    for is_column, picture in enumerate((ink, ink.T)):
+        for at in range(4, 256, 8):
+            line = picture[at].tolist()
+            begins = [p for p in range(256) if line[p] and not (p and line[p - 1])]
+            points += [(at, p) if is_column else (p, at) for p in begins]
+    return np.array(points, np.uint8).reshape(-1, 2)

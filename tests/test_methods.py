@@ -281,21 +281,27 @@ def test_every_recorded_lattice():
             with pytest.raises(ValueError, match="at least two rows|NaN"):
                 lattice.make_lattice(sketch)
             continue
-        canvas = golden_methods.unpacked(arrays[f"canvas_{number}"])
-        np.testing.assert_array_equal(golden_methods.lattice_picture(sketch, []), canvas)
         points = lattice.make_lattice(sketch, lattice_nodes=1024).points
         np.testing.assert_array_equal(points, arrays[f"points_{number}"], err_msg=case["name"])
+        canvas = golden_methods.unpacked(arrays[f"canvas_{number}"])
+        np.testing.assert_array_equal(points, golden_methods.points_of(canvas))
         kept = lattice.make_lattice(sketch).points
         assert len(kept) == case["kept"]
         theirs = "thin_nodes" if case["points"] > case["kept"] else "nodes"
         if f"{theirs}_{number}" in arrays:
             np.testing.assert_array_equal(kept, arrays[f"{theirs}_{number}"][: len(kept)])
-    for which in ("d01", "d03"):
+    for which, prob in (("d01", 0.1), ("d03", 0.3)):
         places = golden_methods.meta(arrays)["net_sketches"]
         masked = golden_methods.meta(arrays)["d_masked"][which]
-        for sketch, erased, canvas in zip(places, masked, arrays[f"{which}/canvas"], strict=True):
-            ours = golden_methods.lattice_picture(arrays[f"sketch_{sketch:03}"], erased)
-            np.testing.assert_array_equal(ours, golden_methods.unpacked(canvas))
+        for sketch, seeds, erased, canvas in zip(
+            places, arrays["d_seeds"], masked, arrays[f"{which}/canvas"], strict=True
+        ):
+            found = lattice.make_lattice(
+                arrays[f"sketch_{sketch:03}"], lattice_nodes=1024, mask_prob=prob, seeds=seeds
+            )
+            assert found.masked == erased
+            expected = golden_methods.points_of(golden_methods.unpacked(canvas))
+            np.testing.assert_array_equal(found.points, expected)
 
 
 def test_distance_weights_are_the_published_ones():
