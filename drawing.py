@@ -180,12 +180,16 @@ def draw_graph(
     for square in squares:
         _draw_lines(marks, [square[:3:2], square[1::2]], _tint(MASKED, 0.45), 1)
         _draw_lines(marks, [square], _tint(MASKED, 0.8), 1)
-    # Links of many points would hide each other, and all else.
-    strength, width = (0.8, unit) if graph.is_numbered else (0.3, 0)
-    for a, b, weight in _edges(adjacency, graph.first_node, len(centers)):
-        arc = _arc(centers[a], centers[b])
-        colour = _tint(EDGE, (0.2 if graph.is_numbered else 0.05) + strength * weight)
-        _draw_lines(marks, [arc], colour, round(width * (0.3 + weight)))
+    edges = _edges(adjacency, graph.first_node, len(centers))
+    if graph.is_numbered:
+        for a, b, weight in edges:
+            arc = _arc(centers[a], centers[b])
+            _draw_lines(marks, [arc], _tint(EDGE, 0.2 + 0.8 * weight), round(unit * (0.3 + weight)))
+    else:  # thin and light, for many links would hide all else; the lightest are hardly seen
+        lightest = edges[0][2] if edges else 0
+        for a, b, weight in edges:
+            strength = (weight - lightest) / ((1 - lightest) or 1)
+            _draw_lines(marks, [centers[[a, b]]], _tint(EDGE, 0.08 + 0.4 * strength**2), 1)
     paper = 255 - _place(canvas, inner, corner, side) // 5  # the strokes in light grey
     picture = cv2.multiply(marks, cv2.cvtColor(paper, cv2.COLOR_GRAY2BGR), scale=1 / 255)
     if graph.is_numbered:
