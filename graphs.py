@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from support.backend import MixedLayer, keras, ops
+from support.backend import keras, ops
+from support.precision import MixedLayer, mixed_matmul
 
 EDGE_WEIGHTS = (1.0, 0.5, 0.2)  # of the most, second and third most similar patch
 TEMPORAL_WEIGHTS = (0.5, 0.3, 0.2)  # of a patch and itself, its neighbour, that one's neighbour
@@ -27,6 +28,10 @@ class Encoder(MixedLayer):
     """
 
     clustered = 0
+
+    def multiply(self, x, kernel):
+        """`x` times a kernel, in the compute type of the layer's policy."""
+        return mixed_matmul(x, self.to_compute_dtype(kernel), self.compute_dtype)
 
 
 class Encoding(NamedTuple):

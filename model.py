@@ -15,7 +15,8 @@ import rnn
 import unroll
 from graphs import Encoding, first_argmax, one_hot_argmax
 from hparams import HParams
-from support.backend import MixedLayer, keras, ops
+from support.backend import keras, ops
+from support.precision import MixedLayer
 
 MIXTURES = 20
 OUTPUT_WIDTH = 3 + 6 * MIXTURES

@@ -10,7 +10,7 @@ import numpy as np
 import methods
 import utils
 from hparams import HParams
-from support.workers import reusable_buffer
+from support.buffers import picture_buffer
 
 NO_CENTERS = np.zeros((0, 2), np.int64)
 NO_SQUARES = NO_CENTERS
@@ -42,7 +42,7 @@ def make_nodes(
         view.
     """
     graph, side = hparams.graph_number, hparams.graph_picture_size
-    patches, inked = _picture_buffer(len(sketches), graph, side)
+    patches, inked = picture_buffer(len(sketches), graph, side, side)
     linked = np.zeros((len(sketches), graph - 1), np.float32)
     edge_function = hparams.traits.edges.get(hparams.edge_kind)
     weigh = methods.load(edge_function) if edge_function else None
@@ -73,20 +73,6 @@ def make_nodes(
     if weigh:
         nodes["edge_weights"] = weights
     return nodes, graphs
-
-
-def _picture_buffer(count: int, graph: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (count, G, S, S) to fill, and which of them may not be zero, (count, G).
-
-    Blank pictures mostly stand where blank ones stood in the batch before.
-    """
-    shape = (count, graph, side, side)
-    buffer, notes = reusable_buffer(int(np.prod(shape)))
-    inked = notes.get(shape)
-    if inked is None:
-        notes.clear()
-        inked = notes[shape] = np.ones(shape[:2], bool)
-    return buffer.reshape(shape), inked
 
 
 def canvas_neighbours(

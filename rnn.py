@@ -12,7 +12,8 @@ made in its compute type; memories, gates and everything else stay float32.
 
 from typing import Any, NamedTuple
 
-from support.backend import MixedLayer, keras, mixed_matmul, ops
+from support.backend import keras, ops
+from support.precision import MixedLayer, mixed_matmul, to_compute_dtype
 
 ROW_WIDTH = 5
 GATES = "ijfo"
@@ -60,7 +61,8 @@ class _GatedCell(MixedLayer):
 
     def add_recurrent(self, projected, h):
         """The gates' pre-activations of one step: (B, 4 R) and (B, R) to (B, 4 R)."""
-        return projected + mixed_matmul(h, self.to_compute_dtype(self.recurrent_kernel))
+        kernel = self.to_compute_dtype(self.recurrent_kernel)
+        return projected + mixed_matmul(h, kernel, self.compute_dtype)
 
 
 class LSTMCell(_GatedCell):
@@ -189,7 +191,7 @@ class HyperLSTMCell(MixedLayer):
     def step(self, projected, state):
         """One step: (B, 4 R), the hyper cell's, and the state to h and the state."""
         weights = to_dtype(self.weights_of_steps(), self.compute_dtype)
-        state, _ = hyper_step(projected, state, weights, ())
+        state, _ = hyper_step(projected, state, weights, (), self.compute_dtype)
         return state[0], state
 
     def weights_of_steps(self) -> "HyperWeights":
@@ -324,23 +326,23 @@ class HyperWeights(NamedTuple):
     expansion: Any  # (12, E, R)
 
 
-def to_dtype(weights, dtype):
-    """The weights, the kernels of the recurrence in `dtype`."""
+def to_dtype(weights: HyperWeights, dtype: str) -> HyperWeights:
+    """The weights, the kernels of the recurrence as products in `dtype` take them."""
     return weights._replace(
-        recurrent=ops.cast(weights.recurrent, dtype),
-        hyper_input=ops.cast(weights.hyper_input, dtype),
-        hyper_recurrent=ops.cast(weights.hyper_recurrent, dtype),
+        recurrent=to_compute_dtype(weights.recurrent, dtype),
+        hyper_input=to_compute_dtype(weights.hyper_input, dtype),
+        hyper_recurrent=to_compute_dtype(weights.hyper_recurrent, dtype),
     )
 
 
-def hyper_step(projected, state, weights, mask):
+def hyper_step(projected, state, weights, mask, dtype):
     """To the next state, and the two pre-activations that the gradient starts from."""
     x, hyper_x = projected
     h, hyper_h, c, hyper_c = state
-    hyper_gates = mixed_matmul(hyper_h, weights.hyper_recurrent)
-    hyper_gates = hyper_gates + mixed_matmul(h, weights.hyper_input) + hyper_x
+    hyper_gates = mixed_matmul(hyper_h, weights.hyper_recurrent, dtype)
+    hyper_gates = hyper_gates + mixed_matmul(h, weights.hyper_input, dtype) + hyper_x
     hyper_c, hyper_h, _ = layer_norm_gates(hyper_gates, hyper_c, (), weights.hyper_gains)
-    recurrent = mixed_matmul(h, weights.recurrent)
+    recurrent = mixed_matmul(h, weights.recurrent, dtype)
     x_scale, scale, shift = modulations(hyper_h, weights)
     gates = x_scale * x + scale * recurrent + shift + weights.bias
     c, h, _ = layer_norm_gates(gates, c, mask, weights.gains)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from keras import tree
 
 import rnn
-from support.backend import has_gpu, keras, mixed_matmul, ops
+from support.backend import has_gpu, keras, ops
+from support.precision import mixed_matmul, to_compute_dtype
 
 
 def unroll(cell: rnn.Cell, projected: Any, state: tuple, masks: Any = None) -> tuple[Any, tuple]:
@@ -164,12 +165,12 @@ def _unroll_gates(between, between_gradient, projected, kernel, c0, h0, masks, g
     @ops.custom_gradient
     def run(projected, kernel, c0, h0, *rest):
         gains, masks = rest[:count], rest[count:]
-        kernel = ops.cast(kernel, dtype)
+        kernel = to_compute_dtype(kernel, dtype)
 
         def forward(carry, inputs):
             c, h, _ = carry
             gates, *mask = inputs
-            return between(gates + mixed_matmul(h, kernel), c, mask, gains)
+            return between(gates + mixed_matmul(h, kernel, dtype), c, mask, gains)
 
         start = (c0, h0, ops.zeros_like(projected[0]))
         (c_last, h_last, _), (cs, hs, saved) = _scan(forward, start, (projected, *masks))
@@ -181,7 +182,7 @@ def _unroll_gates(between, between_gradient, projected, kernel, c0, h0, masks, g
             def backward(carry, inputs):
                 d_c, d_gates, *_ = carry
                 d_h, saved, c_before, c, *mask = inputs
-                d_h = d_h + mixed_matmul(d_gates, kernel_t)
+                d_h = d_h + mixed_matmul(d_gates, kernel_t, dtype)
                 return between_gradient(saved, c_before, c, d_c, d_h, mask, gains)
 
             (d_c0, d_gates0, *_), (_, d_projected, *d_gains) = _scan(
@@ -194,7 +195,7 @@ def _unroll_gates(between, between_gradient, projected, kernel, c0, h0, masks, g
                 d_projected,
                 _kernel_gradient(_before(h0, hs), d_projected, dtype),
                 d_c0,
-                mixed_matmul(d_gates0, kernel_t),
+                mixed_matmul(d_gates0, kernel_t, dtype),
                 *[ops.sum(d_gain, axis=0) for d_gain in d_gains],
                 *[ops.zeros_like(mask) for mask in masks],
             )
@@ -232,7 +233,7 @@ def _kernel_gradient(inputs, d_outputs, dtype="float32"):
     """Of a product made in `dtype` at every step: (T, B, M) and (T, B, N) to (M, N)."""
     inputs = ops.reshape(inputs, (-1, inputs.shape[-1]))
     d_outputs = ops.reshape(d_outputs, (-1, d_outputs.shape[-1]))
-    return mixed_matmul(ops.transpose(inputs), ops.cast(d_outputs, dtype))
+    return mixed_matmul(ops.transpose(inputs), to_compute_dtype(d_outputs, dtype), dtype)
 
 
 class _HyperSteps(NamedTuple):
@@ -318,7 +319,7 @@ def _unroll_hyper(projected, state, weights, masks, dtype):
 
         def forward(carry, inputs):
             x, hyper_x, *mask = inputs
-            state, between = rnn.hyper_step((x, hyper_x), carry[:4], w, mask)
+            state, between = rnn.hyper_step((x, hyper_x), carry[:4], w, mask, dtype)
             return (*state, *between)
 
         start = (h0, hyper_h0, c0, hyper_c0, ops.zeros_like(hyper_x[0]), ops.zeros_like(x[0]))
@@ -333,9 +334,9 @@ def _unroll_hyper(projected, state, weights, masks, dtype):
 
             def h_gradients(d):
                 """Of both hidden vectors before a step."""
-                d_h = mixed_matmul(d.recurrent, recurrent_t)
-                d_h = d_h + mixed_matmul(d.hyper_gates, hyper_input_t)
-                return d_h, mixed_matmul(d.hyper_gates, hyper_recurrent_t)
+                d_h = mixed_matmul(d.recurrent, recurrent_t, dtype)
+                d_h = d_h + mixed_matmul(d.hyper_gates, hyper_input_t, dtype)
+                return d_h, mixed_matmul(d.hyper_gates, hyper_recurrent_t, dtype)
 
             def backward(d, inputs):
                 d_h, d_hyper_h, step, *mask = inputs

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from support.buffers import reusable_buffer
+
 DRAWING_SIZE = 640  # pixels of a sketch's longer side
 ROWS_PER_PATCH = 4
 MASKING_APPROACHES = ("patch", "sketchhealer")
@@ -108,8 +110,12 @@ def make_graph(
     (layout,) = lay_out([sketch], graph_picture_size, drawing_size=drawing_size)
     centers = layout.centers[: graph_number - 1]
     erase = choose_erased(len(centers), mask_prob, seeds)
-    patches = np.zeros((graph_number, graph_picture_size, graph_picture_size), np.uint8)
-    masked = crop_patches(layout, erase, patches, np.zeros(graph_number, bool), masking=masking)
+    shape = (graph_number, graph_picture_size, graph_picture_size)
+    buffer, notes = reusable_buffer(int(np.prod(shape)))
+    notes.clear()  # what the caller does with the pictures is not known
+    patches = buffer.reshape(shape)
+    inked = np.ones(graph_number, bool)
+    masked = crop_patches(layout, erase, patches, inked, masking=masking)
     return SketchGraph(patches, len(centers), masked, centers, drawing_size)
 
 
@@ -298,7 +304,8 @@ def crop_patches(
     bordered = blank_canvas(layout.side + 2 * border)
     canvas = bordered[border : border + layout.side, border : border + layout.side]
     inside = canvas[: layout.extent[1], : layout.extent[0]]
-    filled = [True, *[False] * (len(out) - 1)]
+    was_inked, filled = inked.tolist(), [True, *[False] * (len(out) - 1)]
+    inked[:] = True  # in case of an error on the way
     try:
         draw_paths(canvas, layout)
         squares = [
@@ -320,7 +327,7 @@ def crop_patches(
         _shrink(inside, layout.side, out[0])
     finally:
         inside.fill(0)
-    for node, (was, now) in enumerate(zip(inked.tolist(), filled, strict=True)):
+    for node, (was, now) in enumerate(zip(was_inked, filled, strict=True)):
         if was and not now:
             out[node].fill(0)
     inked[:] = filled

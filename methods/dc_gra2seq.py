@@ -8,7 +8,7 @@ import graphs
 from encoders import CHANNELS, PatchEncoder
 from graphs import Encoding
 from hparams import HParams
-from support.backend import keras, mixed_matmul, ops
+from support.backend import keras, ops
 
 EMBEDDING = CHANNELS[-1]
 COSINE_FLOOR = 1e-10
@@ -84,8 +84,8 @@ class Encoder(graphs.Encoder):
         positions = node_masks[:, :, None] * place_encodings(embeddings.shape[1] - 1) + relative
         picture = PICTURE_POSITION * ops.ones_like(positions[:, :1])
         g0 = ops.matmul(adjacency, h) + ops.concatenate([picture, positions], axis=1)
-        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1)) + self.bias_1)
-        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2)) + self.bias_2)
+        g1 = ops.relu(self.multiply(g0, self.kernel_1) + self.bias_1)
+        g2 = ops.relu(self.multiply(g1, self.kernel_2) + self.bias_2)
         return ops.sum(g0 + g2, axis=1)
 
     def read_out(self, pooled, training=False):

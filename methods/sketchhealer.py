@@ -6,7 +6,7 @@ import graphs
 from encoders import PatchEncoder
 from graphs import Encoding
 from hparams import HParams
-from support.backend import keras, mixed_matmul, ops
+from support.backend import keras, ops
 
 CHANNELS = (8, 32, 64, 128, 256, 512)
 EMBEDDING = CHANNELS[-1]
@@ -83,7 +83,7 @@ class Encoder(graphs.Encoder):
         h = self.node_norm(embeddings, training=training)
         # Nothing but sums follows, and so the nodes can be summed first.
         summed = ops.matmul(ops.sum(adjacency, axis=1, keepdims=True), h)[:, 0]
-        return mixed_matmul(summed, self.to_compute_dtype(self.kernel))
+        return self.multiply(summed, self.kernel)
 
     def read_out(self, pooled, training=False):
         """(B, 512) to the graph's features, (B, 512) in (-1, 1)."""

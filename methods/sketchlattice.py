@@ -8,7 +8,7 @@ import graphs
 from graphs import Encoding
 from hparams import HParams
 from lattice import SIDE
-from support.backend import keras, mixed_matmul, ops
+from support.backend import keras, ops
 
 COORDINATE = 64  # width of a coordinate's embedding
 EMBEDDING = 2 * COORDINATE
@@ -111,9 +111,9 @@ class Encoder(graphs.Encoder):
         messages = ops.matmul(adjacency, embeddings) + embeddings
         x = messages
         for number in range(2):
-            x = ops.relu(mixed_matmul(x, self.to_compute_dtype(self.kernel_1)))
+            x = ops.relu(self.multiply(x, self.kernel_1))
             x = x * masks[number] if masks else x
-            x = ops.relu(mixed_matmul(x, self.to_compute_dtype(self.kernel_2)))
+            x = ops.relu(self.multiply(x, self.kernel_2))
         return ops.sum(x + messages, axis=1)
 
     def read_out(self, pooled, training=False):

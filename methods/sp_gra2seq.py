@@ -9,7 +9,7 @@ import graphs
 from encoders import CHANNELS, PatchEncoder
 from graphs import Encoding
 from hparams import HParams
-from support.backend import keras, mixed_matmul, ops
+from support.backend import keras, ops
 
 EMBEDDING = CHANNELS[-1]
 
@@ -83,8 +83,8 @@ class Encoder(graphs.Encoder):
         """(B, G, 512) and (B, G, G) to the sum over the graph's nodes, (B, 512)."""
         h = self.node_norm(ops.relu(embeddings), training=training)
         g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1)))
-        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2)))
+        g1 = ops.relu(self.multiply(g0, self.kernel_1))
+        g2 = ops.relu(self.multiply(g1, self.kernel_2))
         return ops.sum(g0 + g2, axis=1)
 
     def read_out(self, pooled, training=False):

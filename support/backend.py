@@ -6,6 +6,7 @@ below the level that its own settings reach.
 """
 
 import contextlib
+import functools
 import glob
 import logging
 import os
@@ -91,6 +92,12 @@ with _plain_interrupt(), _native_stderr_hidden():
     logging.getLogger("jax").setLevel(logging.WARNING)
 
 
+@functools.cache
+def on_cpu() -> bool:
+    """Whether Keras computes on a CPU."""
+    return all(name.lower().startswith("cpu") for name in keras.distribution.list_devices())
+
+
 def has_gpu() -> bool:
     """Whether the backend uses a GPU."""
     # Asking JAX for GPUs where there are none is an error.
@@ -155,26 +162,3 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
 
         return lambda *args: run([v.value for v in variables], *args)
     return function
-
-
-class MixedLayer(keras.layers.Layer):
-    """A layer that chooses itself what is computed in its policy's compute type.
-
-    Keras would cast all inputs and all variables, and so also what needs float32's digits.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-
-    def add_weight(self, **kwargs):
-        """As Keras's, and read as float32 everywhere."""
-        return super().add_weight(autocast=False, **kwargs)
-
-    def to_compute_dtype(self, x):
-        """`x` in the compute type, for `mixed_matmul`."""
-        return ops.cast(x, self.compute_dtype)
-
-
-def mixed_matmul(x, kernel):
-    """`x` times `kernel`, made in the kernel's type, of `x`'s type."""
-    return ops.cast(ops.matmul(ops.cast(x, kernel.dtype), kernel), x.dtype)

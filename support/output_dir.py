@@ -110,8 +110,8 @@ def _claim(
     """Notes in the manifest which names are this content's, unless one is somebody else's."""
     path = directory / MANIFEST_NAME
     manifest = read_json(path) if path.exists() else {}
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: damaged, no object; remove it if the files here are yours")
+    if not isinstance(manifest, dict) or not all(isinstance(v, list) for v in manifest.values()):
+        raise UserError(f"{path}: damaged; remove it if you can do without the files here")
     own = manifest.get(content, [])
     for file in sorted(directory.iterdir()):
         written = any(fnmatch.fnmatchcase(file.name, name) for name in names)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from support import buffers
 from support.files import UserError
 
 MAX_WORKERS = 16
@@ -81,32 +82,6 @@ def prefetch(
                 future.cancel()
 
 
-_idle: list[tuple[memoryview, dict]] = []  # memory in nobody's use, and its notes
-_result_memory: list["_SharedMemory"] = []  # in a worker process: where its next result goes
-
-
-def reusable_buffer(size: int) -> tuple[np.ndarray, dict]:
-    """Memory that was used before: fresh memory costs as much time as filling it.
-
-    It is given out again once no array refers to it. In a worker process, the first buffer that a
-    call asks for is where its result goes, so that it need not be copied there.
-
-    Returns:
-        uint8 (size,), with any content, and notes: a dictionary that stays with the memory, where
-        one user can tell the next what it left there.
-    """
-    if _result_memory:
-        shared = _result_memory.pop()
-        return np.frombuffer(shared.at_least(size), np.uint8, size), shared.notes
-    memory, notes = _idle.pop() if _idle else (memoryview(b""), {})
-    if memory.nbytes < size:
-        memory, notes = memoryview(np.empty(size, np.uint8)), {}
-    # All views of this array, and views of them, keep it alive, for it is no view of an array.
-    owner = np.frombuffer(memory, np.uint8, size)
-    weakref.finalize(owner, _idle.append, (memory, notes)).atexit = False
-    return owner, notes
-
-
 class _Packed(NamedTuple):
     """A pickled object, and where in a memory each of its large arrays is: first and last + 1."""
 
@@ -128,7 +103,7 @@ class _SharedMemory:
     def __init__(self, descriptor: int | None = None):
         self.descriptor = _anonymous_file() if descriptor is None else descriptor
         self.map = None
-        self.notes: dict = {}  # see `reusable_buffer`; of its size now
+        self.notes: dict = {}  # see `buffers.reusable_buffer`; of its size now
 
     def at_least(self, size: int) -> mmap.mmap:
         """A map of it that has so many bytes; it never shrinks."""
@@ -312,7 +287,7 @@ def serve(descriptors: list[int]) -> None:
             if function is None:
                 shared = memoryview(memory.at_least(1)) if packed.spans else memoryview(b"")
                 function = packed.load(shared)
-            _result_memory[:] = [] if slot is None else [slots[slot]]
+            buffers.next_result[:] = [] if slot is None else [slots[slot]]
             result = function(item)
             answer = _sent(result) if slot is None else slots[slot].pack(result)
             pickle.dump((answer, None), results, protocol=5)

@@ -21,6 +21,20 @@ HPARAMS = HParams(
 )
 
 
+@pytest.fixture
+def dirty_memory(monkeypatch):
+    """Memory that NumPy need not clear comes filled, so that an entry never written shows."""
+    empty = np.empty
+
+    def filled(*args, **kwargs):
+        array = empty(*args, **kwargs)
+        if array.dtype != object:
+            array.fill(77)
+        return array
+
+    monkeypatch.setattr(np, "empty", filled)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """Eight test sketches a category, of which the third fish is no sketch."""

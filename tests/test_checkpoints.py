@@ -39,7 +39,9 @@ def assert_values(variables, expected):
 def test_the_whole_state_comes_back(tmp_path, trained):
     """latest.npz restores weights, moments, counters and the run's state in a fresh model."""
     model, optimizer = trained
-    state = RunState(updates=9, passes=3, batch=2, step=7, epoch=2, best_loss=1.5, failures=1)
+    state = RunState(
+        total_steps=9, total_epochs=3, batch=2, global_step=7, epoch=2, best_loss=1.5, failures=1
+    )
     checkpoints.save_latest(tmp_path, model, optimizer, state)
     fresh, fresh_optimizer = SPGra2Seq(SMALL), Adam(SMALL)
     fresh_optimizer.build(fresh.trainable_variables)
@@ -47,6 +49,29 @@ def test_the_whole_state_comes_back(tmp_path, trained):
     assert_values(
         [*fresh.weights, *fresh_optimizer.variables], values([*model.weights, *optimizer.variables])
     )
+
+
+def test_older_files_can_be_read(tmp_path, trained):
+    """The names of a run's counters in a file stay what they were in the first version."""
+    state = RunState(total_steps=9, total_epochs=3, global_step=7, epoch=2, batch=1)
+    checkpoints.save_latest(tmp_path, *trained, state)
+    _, held = checkpoints.read_arrays(tmp_path / "latest.npz")
+    assert held == {
+        "updates": 9,
+        "passes": 3,
+        "batch": 1,
+        "step": 7,
+        "epoch": 2,
+        "best_loss": float("inf"),
+        "failures": 0,
+        "finished": "",
+        "data": "",
+    }
+    path = tmp_path / "latest.npz"
+    assert RunState.from_file(held, path) == state
+    for wrong in ({}, {**held, "more": 1}, {**held, "total_steps": held.pop("updates")}, [1]):
+        with pytest.raises(UserError, match="latest.npz: holds no training state"):
+            RunState.from_file(wrong, path)
 
 
 def test_a_model_comes_back(tmp_path, trained):
@@ -63,17 +88,17 @@ def test_roll_back_leaves_the_optimiser(tmp_path, trained):
     """Weights, epoch and step go back; moments, iterations and other counters stay."""
     model, optimizer = trained
     before = values(model.weights)
-    checkpoints.save_best(tmp_path, model, RunState(step=4, epoch=2, updates=4))
+    checkpoints.save_best(tmp_path, model, RunState(global_step=4, epoch=2, total_steps=4))
     for variable in model.weights:
         variable.assign(np.zeros(variable.shape))
     moments = values(optimizer.variables)
-    state = RunState(step=8, epoch=3, updates=8, passes=3, failures=1)
+    state = RunState(global_step=8, epoch=3, total_steps=8, total_epochs=3, failures=1)
     checkpoints.roll_back(tmp_path, model, optimizer, state)
     assert_values(model.weights, before)
     assert int(optimizer.schedule_step) == 4
     moments["adam/schedule_step"] = 4
     assert_values(optimizer.variables, moments)
-    assert state == RunState(step=4, epoch=2, updates=8, passes=3, failures=1)
+    assert state == RunState(global_step=4, epoch=2, total_steps=8, total_epochs=3, failures=1)
 
 
 def cut(at):
@@ -138,7 +163,7 @@ def test_damage_is_one_line_and_nothing_changes(tmp_path, trained, damage, messa
 def test_a_full_disk_leaves_the_earlier_file(tmp_path, trained, monkeypatch, at):
     """What can't be written is one line; the earlier checkpoint stays, and no rest beside it."""
     model, optimizer = trained
-    checkpoints.save_latest(tmp_path, model, optimizer, RunState(updates=1))
+    checkpoints.save_latest(tmp_path, model, optimizer, RunState(total_steps=1))
     before = (tmp_path / "latest.npz").read_bytes()
 
     def full(*args, **kwargs):
@@ -146,7 +171,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path, trained, monkeypatch, at)
 
     monkeypatch.setattr(*((np, "savez") if at == "savez" else (os, "fsync")), full)
     with pytest.raises(UserError, match="can't be written .No space left on device"):
-        checkpoints.save_latest(tmp_path, model, optimizer, RunState(updates=2))
+        checkpoints.save_latest(tmp_path, model, optimizer, RunState(total_steps=2))
     assert (tmp_path / "latest.npz").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["latest.npz"]
 

@@ -76,9 +76,9 @@ def test_variables_are_the_published_ones(dec_model):
 def test_the_published_model_gives_the_published_numbers(tmp_path):
     """The reference checkpoint, imported, reproduces codes, adjacency, outputs and losses."""
     reference = golden_data.load("model_lstm.npz")
-    remarks = import_checkpoint(golden_data.CHECKPOINT, tmp_path / "model")
-    assert any("semi_percent, semi_balanced" in remark for remark in remarks)
-    assert any("scale factor" in remark for remark in remarks)
+    warnings = import_checkpoint(golden_data.CHECKPOINT, tmp_path / "model")
+    assert any("semi_percent, semi_balanced" in warning for warning in warnings)
+    assert any("scale factor" in warning for warning in warnings)
     model = checkpoints.load_model(tmp_path / "model")
     weights = golden_data.weights()
     for variable in model.weights:
@@ -95,7 +95,7 @@ def test_the_published_model_gives_the_published_numbers(tmp_path):
         float(reference["eval/lil_loss"]), rel=FORWARD
     )
     state = checkpoints.restore_latest(tmp_path / "model", model, _optimizer(model))
-    assert (state.epoch, state.step, state.total_steps) == (1, 3, 3)
+    assert (state.epoch, state.global_step, state.total_steps) == (1, 3, 3)
     assert state.best_loss == pytest.approx(float(reference["eval/lil_loss"]), rel=FORWARD)
 
 
@@ -160,8 +160,9 @@ def test_step_chooses_the_checkpoint(tmp_path):
     old = write_published(tmp_path / "old", change=lambda v: v.update(), epoch=3)
     for path in (tmp_path / "old").glob("vector-3*"):
         shutil.copy(path, tmp_path / "published")
-    remarks = import_checkpoint(tmp_path / "published", tmp_path / "m3", step=3)
-    assert "vector-3" in remarks[0] and any("para.npz belongs to epoch 7" in r for r in remarks)
+    warnings = import_checkpoint(tmp_path / "published", tmp_path / "m3", step=3)
+    assert "vector-3" in warnings[0]
+    assert any("para.npz belongs to epoch 7" in warning for warning in warnings)
     assert "vector-7" in import_checkpoint(tmp_path / "published", tmp_path / "m7")[0]
     (tmp_path / "published" / "checkpoint").unlink()
     assert "vector-7" in import_checkpoint(tmp_path / "published", tmp_path / "m")[0]
@@ -264,7 +265,7 @@ def break_parameters(directory):
         (forget_data, r"vector-7.data-00000-of-00001: not found"),
         (forget_index, r"no published checkpoint, there is no vector-N.index"),
         (forget_config, r"model_config.json: can't be read"),
-        (break_config, r"model_config.json: not a JSON file"),
+        (break_config, r"model_config.json: damaged, not a JSON file"),
         (other_config, r"not a checkpoint of this model: .*HyperLSTMCell/W_xh is missing"),
         (break_parameters, r"para.npz: damaged"),
     ],

@@ -6,6 +6,7 @@ import pytest
 
 import checkpoints
 import inference
+import utils
 from doodles import doodle
 from hparams import HParams
 from import_checkpoint import import_checkpoint
@@ -37,6 +38,10 @@ def codes(count, width=5):
     return [((0, i), z[i]) for i in range(count)]
 
 
+def sketches_of(drawn):
+    return {found.key: found.sketch for found in drawn}
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The reference checkpoint, imported."""
@@ -49,7 +54,7 @@ def test_greedy_sketches_are_the_published_ones(published):
     """Greedy decoding gives the published rows, lengths 0 and T included, as float64."""
     reference = golden_data.load("decode_greedy_lstm.npz")
     items = [((0, i), z) for i, z in enumerate(reference["z"])]
-    drawn = dict(inference.generate(published, items, 60, greedy=True, batch_size=8))
+    drawn = sketches_of(inference.generate(published, items, 60, greedy=True, batch_size=8))
     lengths = set()
     for (_, i), sketch in drawn.items():
         expected = reference[f"greedy/{i}/stroke3"]
@@ -154,7 +159,7 @@ def one_by_one(model, key, z, steps, seed=0, temperature=0.24):
 def test_batches_draw_what_one_by_one_draws(dec_model):
     """Leaving, entering, chunks and cuts change nothing, for each decoder."""
     model, items = small_model(dec_model), codes(11)
-    drawn = dict(inference.generate(model, items, STEPS, batch_size=4))
+    drawn = sketches_of(inference.generate(model, items, STEPS, batch_size=4))
     assert set(drawn) == {key for key, _ in items}
     lengths = {len(sketch) for sketch in drawn.values()}
     assert len(lengths) > 2 and max(lengths) <= STEPS
@@ -168,15 +173,15 @@ def test_a_sketch_is_its_own(published):
     """Order and neighbours change not a bit; another batch size or no compilation only rounding."""
     rng = np.random.default_rng(2)
     items = [((1, i), rng.standard_normal(16).astype(np.float32)) for i in range(150)]
-    drawn = dict(inference.generate(published, items, 60, batch_size=64))
-    again = dict(inference.generate(published, items[::-1], 60, batch_size=64))
-    few = dict(inference.generate(published, items[70:73], 60, batch_size=64))
+    drawn = sketches_of(inference.generate(published, items, 60, batch_size=64))
+    again = sketches_of(inference.generate(published, items[::-1], 60, batch_size=64))
+    few = sketches_of(inference.generate(published, items[70:73], 60, batch_size=64))
     for key, sketch in drawn.items():
         np.testing.assert_array_equal(sketch, again[key])
     for key, sketch in few.items():
         np.testing.assert_array_equal(sketch, drawn[key])
-    other = dict(inference.generate(published, items, 60, batch_size=48))
-    plain = dict(inference.generate(published, items[:16], 60, batch_size=64, jit=False))
+    other = sketches_of(inference.generate(published, items, 60, batch_size=48))
+    plain = sketches_of(inference.generate(published, items[:16], 60, batch_size=64, jit=False))
     for sketches in (other, plain):
         differ = [
             key
@@ -191,9 +196,9 @@ def test_seed_and_key_decide():
     model = small_model()
     z = codes(1)[0][1]
     items = [((0, i), z) for i in range(8)]
-    drawn = dict(inference.generate(model, items, STEPS, batch_size=8))
+    drawn = sketches_of(inference.generate(model, items, STEPS, batch_size=8))
     assert len({sketch.tobytes() for sketch in drawn.values()}) > 4
-    other = dict(inference.generate(model, items, STEPS, batch_size=8, seed=1))
+    other = sketches_of(inference.generate(model, items, STEPS, batch_size=8, seed=1))
     assert any(drawn[key].tobytes() != other[key].tobytes() for key in drawn)
 
 
@@ -202,17 +207,82 @@ def test_nothing_to_draw():
     assert list(inference.generate(small_model(), [], STEPS, batch_size=4)) == []
 
 
-def test_codes_are_the_models():
-    """`encode` on packed graphs gives `SPGra2Seq.encode`'s mean, compiled or not."""
-    model = small_model()
+def test_what_is_generated_says_from_what():
+    """Each sketch comes with its key and the very code that it was drawn from."""
+    items = codes(9)
+    drawn = list(inference.generate(small_model(), items, STEPS, batch_size=4))
+    assert sorted(found.key for found in drawn) == [key for key, _ in items]
+    for found in drawn:
+        np.testing.assert_array_equal(found.code, dict(items)[found.key])
+
+
+def some_sketches(count):
+    """Doodles in model units, and two that are blank."""
     rng = np.random.default_rng(3)
-    sketches = [doodle(name, rng).astype(np.float32) for name in ("fish", "tree", "house")]
-    packed = batches.make_graphs(sketches, model.hparams)
-    mu, _ = model.encode(packed["pictures"][packed["nodes"]], packed["graph_masks"])
-    for jit in (True, False):
-        found = dict(inference.encode(model, [("abc", packed)], jit=jit))
-        for i, key in enumerate("abc"):
-            np.testing.assert_allclose(found[key], mu[i], atol=1e-5)
+    names = ("fish", "tree", "house")
+    sketches = [doodle(names[i % 3], rng).astype(np.float32) for i in range(count)]
+    sketches[1], sketches[-1] = sketches[1][:1], sketches[-1][:0]
+    return sketches
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_codes_are_the_models(jit, monkeypatch):
+    """Codes, graphs and adjacencies are those of each sketch alone, in order, compiled or not."""
+    monkeypatch.setattr(inference, "ENCODING_BATCH", 4)
+    model, sketches = small_model(), some_sketches(10)
+    seeds = [np.random.default_rng(i).random(5) for i in range(10)]
+    keys = [f"sketch {i}" for i in range(10)]
+    found = list(
+        inference.encode_sketches(
+            model, sketches, mask_prob=0.5, seeds=seeds, keys=keys, workers=2, jit=jit
+        )
+    )
+    assert [encoded.key for encoded in found] == keys
+    masked = 0
+    for encoded, sketch, own_seeds in zip(found, sketches, seeds, strict=True):
+        patches, n, erased = np.zeros((6, 16, 16), np.uint8), 0, []
+        if len(sketch) > 1:
+            graph = utils.make_graph(
+                sketch, graph_number=6, graph_picture_size=16, mask_prob=0.5, seeds=own_seeds
+            )
+            patches, n, erased = graph.patches, graph.n_patches, graph.masked
+        mask = utils.graph_mask(n, erased, 6)
+        mu, _ = model.encode(patches[None], mask[None])
+        adjacency = model.adjacency(patches[None], mask[None])
+        # Products of other sizes round otherwise.
+        np.testing.assert_allclose(encoded.code, mu[0], atol=1e-5)
+        np.testing.assert_allclose(encoded.adjacency, adjacency[0], atol=1e-5)
+        np.testing.assert_array_equal(encoded.graph.patches, patches)
+        assert (encoded.graph.n_patches, encoded.graph.masked) == (n, erased)
+        masked += len(erased)
+    assert masked > 5
+
+
+def test_only_wanted_codes_come(monkeypatch):
+    """Some of the codes are, to the last bit, what they are among all; batches without any are
+    not encoded at all."""
+    monkeypatch.setattr(inference, "ENCODING_BATCH", 3)
+    model, sketches = small_model(), some_sketches(11)
+    every = {found.key: found.code for found in inference.encode_sketches(model, sketches)}
+    assert list(every) == list(range(11))
+    encoded, encode = [], model.encode_graphs
+
+    def counting(patches, masks):
+        encoded.append(len(patches))
+        return encode(patches, masks)
+
+    monkeypatch.setattr(model, "encode_graphs", counting)
+    wanted = {4, 9, 10}
+    some = {
+        found.key: found.code
+        for found in inference.encode_sketches(model, sketches, wanted=wanted, jit=False)
+    }
+    assert list(some) == sorted(wanted) and encoded == [3, 2]
+    monkeypatch.undo()
+    for key, code in some.items():
+        np.testing.assert_allclose(code, every[key], atol=1e-6)
+    assert list(inference.encode_sketches(model, sketches, wanted=set())) == []
+    assert list(inference.encode_sketches(model, [])) == []
 
 
 def test_raw_outputs_are_split_in_order():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import fields
 from pathlib import Path
 
 import golden_data
@@ -206,7 +207,7 @@ def test_results_can_be_collected(data_dir, model_dir, sampled):
         results.append(json.loads((sampled / prob / "ret.json").read_text()))
         assert results[-1]["prob"] == float(prob)
         assert results[-1]["counts"] == {"fish": 3, "tree": 4} and results[-1]["queries"] == 7
-        assert set(sample_files.FACTS) < set(results[-1])
+        assert {f.name for f in fields(sample_files.SampleMetadata)} < set(results[-1])
         assert results[-1]["model_options"]["z_size"] == HPARAMS.z_size
     assert list(results[0]) == list(results[1])
 

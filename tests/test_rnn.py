@@ -14,6 +14,7 @@ import pytest
 from autodiff import gradients
 
 import rnn
+import unroll
 from hparams import HParams
 from model import Decoder, SPGra2Seq
 from support.backend import keras, ops
@@ -90,7 +91,7 @@ REFERENCE = {"lstm": (lstm, 1), "layer_norm": (layer_norm_lstm, 0), "hyper": (hy
 
 
 def reference(kind, w, rows, z, state, masks=None):
-    """The state behind every step, a list of tuples, and the hidden vectors (T, B, R)."""
+    """The state after every step, a list of tuples, and the hidden vectors (T, B, R)."""
     step, place_of_h = REFERENCE[kind]
     states = []
     for t in range(len(rows)):
@@ -104,7 +105,7 @@ def reference(kind, w, rows, z, state, masks=None):
 
 
 def short_name(variable):
-    """The published name of a cell's variable, behind the cell's own."""
+    """The published name of a cell's variable, after that of the cell itself."""
     layer, name = variable.path.split("/")
     name = re.sub(r"ln_(all|c)_", r"ln_\1/ln_", name)
     name = re.sub(r"(hyper_[ijfo][xh])_(zw|alpha|zb|beta)_", r"\1/\2/super_linear_", name)
@@ -144,7 +145,7 @@ def float64_weights(cell):
 def run(cell, rows, z, state, masks):
     rows, z, *state = (ops.convert_to_tensor(x) for x in (rows, z, *state))
     masks = None if masks is None else ops.convert_to_tensor(masks)
-    return cell.unroll(cell.project(rows, cell.project_code(z)), tuple(state), masks)
+    return unroll.unroll(cell, cell.project(rows, cell.project_code(z)), tuple(state), masks)
 
 
 @pytest.mark.parametrize("dropout", (False, True))
@@ -153,7 +154,7 @@ def test_forward(kind, dropout):
     """Each cell computes what the papers say, over a sequence, all parts of the state.
 
     The values are of the order of 1, so each float32 rounding is off by at most 6e-8; a step makes
-    a few in a row behind its sums, and the five steps together came to 6e-7 at most.
+    a few in a row after its sums, and the five steps together came to 6e-7 at most.
     """
     cell, rows, z, state, masks = random_case(kind, dropout)
     expected, hidden = reference(kind, float64_weights(cell), rows, z, state, masks)
@@ -326,17 +327,17 @@ def check_kept(factors, keep):
     assert abs(factors.var() - (1 / keep - 1)) < 5 * share_deviation / keep**2
     centred = kept - keep
     for axis in range(factors.ndim):
-        ahead, behind = np.delete(centred, 0, axis), np.delete(centred, -1, axis)
-        assert abs((ahead * behind).mean()) < 5 * keep * (1 - keep) / np.sqrt(ahead.size)
+        ahead, before = np.delete(centred, 0, axis), np.delete(centred, -1, axis)
+        assert abs((ahead * before).mean()) < 5 * keep * (1 - keep) / np.sqrt(ahead.size)
 
 
-def test_input_dropout():
-    """Every one of the 5 + Z inputs is dropped, anew at each step; nothing else is."""
+def test_input_dropout(monkeypatch):
+    """Every one of the 5 + Z inputs is dropped, with another mask at each step; nothing else is."""
     decoder = make_decoder(**only("input"))
     z, rows = decoder_inputs(steps=60, batch=30)
     seen = {}
     cell = decoder.cell
-    project_code, project, unroll = cell.project_code, cell.project, cell.unroll
+    project_code, project, unrolled = cell.project_code, cell.project, unroll.unroll
 
     def spy_code(z):
         seen["z"] = np.asarray(z)
@@ -346,12 +347,13 @@ def test_input_dropout():
         seen["rows"] = np.asarray(rows)
         return project(rows, code_part)
 
-    def spy_unroll(projected, state, masks):
+    def spy_unroll(cell, projected, state, masks):
         seen["state"], seen["masks"] = state, masks
-        seen["hidden"], last = unroll(projected, state, masks)
+        seen["hidden"], last = unrolled(cell, projected, state, masks)
         return seen["hidden"], last
 
-    cell.project_code, cell.project, cell.unroll = spy_code, spy_rows, spy_unroll
+    cell.project_code, cell.project = spy_code, spy_rows
+    monkeypatch.setattr(unroll, "unroll", spy_unroll)
     outputs = decoder(z, rows, training=True, dropout_seed=seeds(9, 30))
     codes = np.broadcast_to(z, (*rows.shape[:2], Z))
     given = np.concatenate([rows, codes], axis=-1)
@@ -365,21 +367,21 @@ def test_input_dropout():
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_recurrent_dropout(kind):
-    """The candidate of the main cell is dropped, anew at each step; nothing else is.
+def test_recurrent_dropout(kind, monkeypatch):
+    """The candidate of the main cell is dropped, with another mask at each step; nothing else is.
 
     The outputs are those of the reference with the masks that the cell was given.
     """
     decoder = make_decoder(dec_model=kind, **only("recurrent"))
     z, rows = decoder_inputs(steps=30, batch=40)
     seen = []
-    unroll = decoder.cell.unroll
+    unrolled = unroll.unroll
 
-    def spy(projected, state, masks):
+    def spy(cell, projected, state, masks):
         seen.append(np.asarray(masks))
-        return unroll(projected, state, masks)
+        return unrolled(cell, projected, state, masks)
 
-    decoder.cell.unroll = spy
+    monkeypatch.setattr(unroll, "unroll", spy)
     outputs = decoder(z, rows, training=True, dropout_seed=seeds(9, 40))
     check_kept(seen[0], 0.7)
     weights = float64_weights(decoder.cell)
@@ -390,7 +392,7 @@ def test_recurrent_dropout(kind):
 
 
 def test_output_dropout():
-    """What goes to the output layer is dropped, anew at each step; the state is not.
+    """What goes to the output layer is dropped, with another mask at each step; the state is not.
 
     Were a state touched, the hidden vectors after it would differ from those of evaluation.
     """
@@ -508,8 +510,7 @@ def test_model_takes_seed_from_batch():
     assert not [v.path for v in model.weights if "seed" in v.path]
     rng = np.random.default_rng(8)
     batch = {
-        "pictures": rng.integers(0, 256, (4, 4, 4)).astype("uint8"),
-        "nodes": np.int32([[0, 1, 2], [3, 0, 1]]),
+        "patches": rng.integers(0, 256, (2, 3, 4, 4)).astype("uint8"),
         "graph_masks": np.ones((2, 2, 2), "float32"),
         "strokes": rng.standard_normal((2, 5, 5)).astype("float32"),
         "eps": rng.standard_normal((2, Z)).astype("float32"),
@@ -522,8 +523,7 @@ def test_model_takes_seed_from_batch():
 
     one, two, again = loss(1), loss(2), loss(1)
     assert one == again != two
-    patches = ops.convert_to_tensor(rng.integers(0, 256, (2, 3, 4, 4)).astype("uint8"))
-    args = (patches, batch["graph_masks"], batch["strokes"], batch["eps"])
+    args = (batch["patches"], batch["graph_masks"], batch["strokes"], batch["eps"])
     before = np.asarray(model.decoder.dropout_seeds.state.value)
     assert np.isfinite(float(model.losses(*args, training=True)["reconstruction"]))
     np.testing.assert_array_equal(model.decoder.dropout_seeds.state.value, before)
@@ -539,24 +539,51 @@ def test_the_fused_kernel_takes_the_same_weights():
     width, units, steps, batch = 8, 6, 5, 3
     cell = rnn.LSTMCell(width, units, seed=1)
     cell.bias.assign(rng.standard_normal(4 * units))
-    cell.fused_layer = rnn._untracked_lstm(width, units)
+    fused = unroll.keras_lstm(cell)
     assert [v.path.rpartition("/")[2] for v in cell.weights] == ["W_xh", "W_hh", "bias"]
     inputs = rng.standard_normal((steps, batch, width)).astype(np.float32)
     state = tuple(rng.standard_normal((batch, units)).astype(np.float32) for _ in range(2))
 
-    def outcome(unroll):
+    def outcome(run):
         def total():
-            hs, (c, h) = unroll()
+            hs, (c, h) = run()
             return ops.sum(hs * hs) + ops.sum(c) + ops.sum(h * c)
 
-        hs, (c, h) = unroll()
+        hs, (c, h) = run()
         return [hs, c, h, *gradients(total, cell.trainable_variables)]
 
     def plain():
         rows, z = inputs[..., : rnn.ROW_WIDTH], inputs[..., rnn.ROW_WIDTH :]
-        return cell.unroll(cell.project(rows, cell.project_code(z)), state)
+        return unroll.unroll(cell, cell.project(rows, cell.project_code(z)), state)
 
-    for ours, fused in zip(
-        outcome(plain), outcome(lambda: cell.unroll_fused(inputs, state)), strict=True
-    ):
-        np.testing.assert_allclose(ours, fused, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(outcome(plain), outcome(lambda: fused(inputs, state)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_fused_kernel_is_for_gpus(kind, monkeypatch):
+    """It is chosen for a float32 LSTM on one GPU, and the decoder uses it then, but not where the
+    candidates are dropped, which it can't do."""
+    assert unroll.fused_lstm(make_cell(kind)) is None  # no GPU, or another test runs on one
+    monkeypatch.setattr(unroll, "has_gpu", lambda: True)
+    mixed = rnn.CELLS[kind](rnn.ROW_WIDTH + Z, UNITS, seed=0, dtype="mixed_bfloat16")
+    assert unroll.fused_lstm(mixed) is None
+    assert (unroll.fused_lstm(make_cell(kind)) is not None) == (kind == "lstm")
+    if kind != "lstm":
+        return
+    z, rows = decoder_inputs()
+    plain, fused = [], []
+    for is_fused, outputs in ((False, plain), (True, fused)):
+        monkeypatch.setattr(unroll, "has_gpu", lambda is_fused=is_fused: is_fused)
+        for options in ({}, only("output"), only("recurrent")):
+            decoder = make_decoder(**options)
+            outputs.append(decoder(z, rows, training=True, dropout_seed=seeds(3)))
+            if is_fused:
+                with monkeypatch.context() as patch:
+                    used = []
+                    patch.setattr(unroll, "unroll", lambda *_: used.append(True))
+                    if options != only("recurrent"):
+                        decoder(z, rows, training=True, dropout_seed=seeds(3))
+                    assert not used
+    for ours, theirs in zip(plain, fused, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)

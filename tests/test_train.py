@@ -13,10 +13,11 @@ import pytest
 import checkpoints
 import dataset
 import train
+from batches import WHOLE, BatchShape, evaluation_batches, training_batches
 from doodles import write_doodles
 from hparams import parse_hparams, read_config
 from model import Adam, SPGra2Seq
-from support import metrics_log
+from support import devices, metrics_log
 from support.backend import keras
 from support.files import UserError
 
@@ -26,7 +27,7 @@ OPTIONS = (
     "graph_picture_size=16,num_steps=10,mask_prob=0.3,augment_stroke_prob=0.2,"
     "use_output_dropout=True,output_dropout_prob=0.9"
 )
-PER_PASS = 6  # 2 categories of 25 sketches in batches of 8: the last 2 of a pass are left out
+PER_EPOCH = 6  # 2 categories of 25 sketches in batches of 8: 2 of an epoch are left out
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_what_a_run_leaves(finished, data_dir):
     assert config.scale_factor == data.scale_factor
     assert config.hparams.max_seq_len == data.max_seq_len > 0
     assert [int(row[0]) for row in rows_of(finished, "train")] == list(range(1, 11))
-    # After the first pass, and at the end in the middle of the second.
+    # After the first epoch, and at the end in the middle of the second.
     assert [(int(r[0]), int(r[1])) for r in rows_of(finished, "valid")] == [(6, 1), (10, 1)]
     for number, row in enumerate(rows_of(finished, "train")):
         expected = (0.001 - 0.00001) * 0.9999**number + 0.00001
@@ -88,7 +89,7 @@ def test_what_a_run_leaves(finished, data_dir):
 
 
 def test_workers_change_nothing(finished, data_dir, tmp_path):
-    """However many threads prepare the batches, a run is the same to the last bit."""
+    """However many processes prepare the batches, a run is the same to the last bit."""
     train.train(data_dir, tmp_path / "run", OPTIONS, workers=3, save_minutes=0)
     assert_same_run(finished, tmp_path / "run")
 
@@ -130,7 +131,7 @@ def test_killed_and_resumed_is_never_interrupted(finished, data_dir, tmp_path):
     killed_at = count_rows(log_root)
     assert 3 <= killed_at < 10
 
-    # A row behind the checkpoint, half written, is what a kill may leave as well.
+    # A row after the checkpoint's, half written, is what a kill may leave as well.
     with open(log_root / "metrics.csv", "a") as file:
         file.write("9,0,train,1.0")
     state = train.train(data_dir, log_root, OPTIONS, resume=True)
@@ -237,9 +238,9 @@ def test_roll_back_and_patience(data_dir, tmp_path, monkeypatch):
     )
     assert state.finished == "5 validations in a row without improvement"
     assert [name for name, *_ in seen].count("test") == 2
-    assert (state.total_steps, state.total_epochs, state.best_loss) == (8 * PER_PASS, 8, 4.0)
-    # The third validation was the best; the second pass had been undone before it.
-    assert (state.epoch, state.step) == (2, 2 * PER_PASS)
+    assert (state.total_steps, state.total_epochs, state.best_loss) == (8 * PER_EPOCH, 8, 4.0)
+    # The third validation was the best; the second epoch had been undone before it.
+    assert (state.epoch, state.global_step) == (2, 2 * PER_EPOCH)
     arrays, _ = checkpoints.read_arrays(log_root / "latest.npz")
     validated = [entry for entry in seen if entry[0] == "valid"]
     best_weights, last_slots = validated[2][2], validated[-1][3]
@@ -248,11 +249,11 @@ def test_roll_back_and_patience(data_dir, tmp_path, monkeypatch):
     for path, value in last_slots.items():
         if path != "adam/schedule_step":
             np.testing.assert_array_equal(arrays[path], value, err_msg=path)
-    assert arrays["adam/schedule_step"] == 2 * PER_PASS
-    assert arrays["adam/iteration"] == 8 * PER_PASS
-    # A retry is not the same pass again: its batches have another order and other masks.
+    assert arrays["adam/schedule_step"] == 2 * PER_EPOCH
+    assert arrays["adam/iteration"] == 8 * PER_EPOCH
+    # A retry is not the same epoch again: its batches have another order and other masks.
     losses = [row[3] for row in rows_of(log_root, "train")]
-    assert losses[3 * PER_PASS : 4 * PER_PASS] != losses[4 * PER_PASS : 5 * PER_PASS]
+    assert losses[3 * PER_EPOCH : 4 * PER_EPOCH] != losses[4 * PER_EPOCH : 5 * PER_EPOCH]
     epochs = [int(row[1]) for row in rows_of(log_root, "valid")]
     assert epochs == [1, 2, 2, 3, 3, 3, 3, 3]
 
@@ -267,19 +268,20 @@ def test_validation_every_few_epochs(data_dir, tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path, monkeypatch):
     """One clear line; the checkpoints from before are intact."""
     log_root = tmp_path / "run"
-    on_batch = train.Run.on_train_batch_end
+    update = train.update
 
-    def broken(self, batch, logs=None):
-        if self.state.total_steps == 8:
-            logs["reconstruction"] = float("nan")
-        on_batch(self, batch, logs)
+    def broken(model, batch):
+        losses = update(model, batch)
+        if int(model.optimizer.iterations) == 9:
+            losses["reconstruction"] = float("nan")
+        return losses
 
-    monkeypatch.setattr(train.Run, "on_train_batch_end", broken)
+    monkeypatch.setattr(train, "update", broken)
     with pytest.raises(UserError, match="reconstruction loss is nan at update 9") as error:
         train.train(data_dir, log_root, OPTIONS)
     assert "\n" not in str(error.value)
     monkeypatch.undo()
-    assert checkpoints.read_arrays(log_root / "latest.npz")[1]["updates"] == PER_PASS
+    assert checkpoints.read_arrays(log_root / "latest.npz")[1]["updates"] == PER_EPOCH
     checkpoints.load_model(log_root)
 
 
@@ -310,22 +312,53 @@ def test_evaluation_is_a_mean_over_sketches(data_dir):
         if size == 8:
             # All but the last batch's share: by hand, sketch by sketch.
             single = parse_hparams(OPTIONS.replace("batch_size=8", "batch_size=1"))
-            batches = batches.evaluation_batches(data.splits["valid"], single, stream="valid")
-            by_hand = [float(model(batch)["reconstruction"]) for batch in batches]
+            singles = evaluation_batches(data.splits["valid"], single, stream="valid", workers=1)
+            by_hand = [float(model(batch)["reconstruction"]) for batch in singles]
             assert len(by_hand) == 10
             assert losses["reconstruction"] == pytest.approx(np.mean(by_hand), rel=1e-5)
     np.testing.assert_allclose(means, means[0], rtol=1e-5)  # float32 rounding
+
+
+class FixedShapes(devices.DeviceGroup):
+    """A group whose compiler wants few shapes, as JAX's does."""
+
+    def batch_shape(self):
+        return BatchShape(fixed=True)
+
+
+def test_fixed_shapes_change_no_loss(data_dir):
+    """Further steps, and sketches that fill up the last batch, change no loss of an evaluation,
+    neither of the whole split nor of one batch."""
+    hparams = parse_hparams(OPTIONS)
+    data = dataset.load_dataset(data_dir, hparams)
+    model = SPGra2Seq(hparams)
+    model.clusters.centroids.assign(np.random.default_rng(0).standard_normal((5, 512)))
+    model.compile(optimizer=Adam(hparams))
+    split = data.splits["valid"]
+    plain = train.evaluate(model, split, hparams, "valid", 1)
+    fixed = train.evaluate(model, split, hparams, "valid", 1, FixedShapes())
+    assert plain["clustering"] > 0
+    for name, loss in plain.items():  # float32 sums of other lengths
+        assert fixed[name] == pytest.approx(loss, rel=1e-5), name
+    exact, filled = (
+        list(evaluation_batches(split, hparams, stream="valid", workers=1, shape=shape))[-1]
+        for shape in (WHOLE, BatchShape(fixed=True))
+    )
+    assert [len(batch["patches"]) for batch in (exact, filled)] == [2, 8]
+    exact, filled = ({k: float(v) for k, v in model(b).items()} for b in (exact, filled))
+    # Means over 2 and over 8 sketches of the same sum.
+    assert 8 * filled["reconstruction"] == pytest.approx(2 * exact["reconstruction"], rel=1e-5)
+    assert filled["clustering"] == pytest.approx(exact["clustering"], rel=1e-5)
 
 
 def test_clusters_start_as_the_first_patches(data_dir):
     """The first K patch embeddings of the first batch, sketch by sketch, blanks included."""
     hparams = parse_hparams(OPTIONS.replace("num_mixture=5", "num_mixture=12"))
     data = dataset.load_dataset(data_dir, hparams)
-    batch = next(batches.training_batches(data.splits["train"], hparams, data.max_seq_len))
+    batch = next(training_batches(data.splits["train"], hparams, data.max_seq_len, workers=1))
     model = SPGra2Seq(hparams)
     model.start_clusters(batch)
-    patches = batch["pictures"][batch["nodes"]]
-    embeddings = np.asarray(model.embed_nodes(patches))[:, 1:].reshape(-1, 512)[:12]
+    embeddings = np.asarray(model.encoder.embed(batch["patches"]))[:, 1:].reshape(-1, 512)[:12]
     np.testing.assert_allclose(model.clusters.centroids, embeddings, rtol=1e-5, atol=1e-6)
 
 
@@ -358,7 +391,7 @@ def test_the_command_line(data_dir, tmp_path):
 
 def test_a_lost_worker_ends_the_run_with_a_line(data_dir, tmp_path):
     """A process that prepares batches and is killed: one line, exit status 1, and it resumes; no
-    process stays behind."""
+    process stays."""
     root = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), f"--data_dir={data_dir}", "--workers=2"]
     command += [f"--log_root={root}", "--resume_training=True"]

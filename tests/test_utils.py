@@ -32,7 +32,7 @@ class Reference(NamedTuple):
 
 
 def walk_bounds(sketch):
-    """Lowest and highest x and y of the points behind rows 1.., added up one by one."""
+    """Lowest and highest x and y of the points after rows 1.., added up one by one."""
     x = y = sketch.dtype.type(0) if sketch.dtype.kind == "f" else 0
     xs, ys = [], []
     for dx, dy, _ in sketch[1:] if sketch.dtype.kind == "f" else sketch[1:].tolist():
@@ -136,19 +136,6 @@ def some_doodles():
         doodles.doodle(category, np.random.default_rng((3, place)))
         for place, category in enumerate(doodles.CATEGORIES)
     ]
-
-
-@pytest.fixture
-def dirty_memory(monkeypatch):
-    """Memory that NumPy need not clear comes filled, so that a pixel never written shows."""
-    empty = np.empty
-
-    def filled(*args, **kwargs):
-        array = empty(*args, **kwargs)
-        array.fill(77)
-        return array
-
-    monkeypatch.setattr(utils.np, "empty", filled)
 
 
 def recorded_cases():
@@ -570,14 +557,58 @@ def test_awkward_sketches(masking, dirty_memory):
             assert_same(make_graph(sketch, **options), reference(sketch, **options))
 
 
-def test_a_failure_leaves_no_ink_behind():
-    """The canvas is wiped even if cutting fails: the next sketch doesn't show the last."""
+def cropped(sketch, out, inked, *, mask_prob=0.0, seeds=None, masking="patch"):
+    """`crop_patches` of a whole sketch into some memory."""
+    nodes, size, _ = out.shape
+    (layout,) = utils.lay_out([sketch], size)
+    erase = utils.choose_erased(min(len(layout.centers), nodes - 1), mask_prob, seeds)
+    return utils.crop_patches(layout, erase, out, inked, masking=masking)
+
+
+@pytest.mark.parametrize("masking", BOTH)
+@pytest.mark.parametrize("size", [16, 256])
+def test_any_memory_will_do(masking, size):
+    """What was in the memory is not seen, if only those of its pictures that `inked` speaks of
+    are not zero: sketch after sketch in the same memory gives the reference's pixels."""
+    rng = np.random.default_rng(15)
+    out = rng.integers(1, 256, (11, size, size), np.uint8)
+    inked = np.ones(11, bool)
+    blank = 0
+    for sketch in awkward_sketches():
+        if abs(sketch[0, :2]).max() >= 900:  # far enough away for int16 pixels to overflow
+            continue
+        options = {"mask_prob": float(rng.choice([0, 0.5])), "seeds": rng.random(64)}
+        options["masking"] = masking
+        masked = cropped(sketch, out, inked, **options)
+        expected = reference(sketch, graph_number=11, graph_picture_size=size, **options)
+        assert masked == expected.masked
+        assert np.array_equal(out, expected.patches)
+        # Nothing that is not zero is left out; what may not be zero is wiped before the next.
+        assert not out[~inked].any()
+        blank += np.count_nonzero(~inked)
+    assert blank > 50
+
+
+def test_pictures_that_are_zero_are_not_wiped_again():
+    """Only those that may not be zero are: that is why `inked` is there."""
+    dot = np.zeros((2, 3), np.int16)  # two nodes: the whole, one patch
+    out, inked = np.full((5, 16, 16), 77, np.uint8), np.array([True, True, True, False, False])
+    cropped(dot, out, inked)
+    assert inked.tolist() == [True, True, False, False, False]
+    assert not out[2].any() and (out[3:] == 77).all()
+
+
+def test_a_failure_leaves_no_ink():
+    """The canvas is wiped even if cropping fails: the next sketch doesn't show the last; and what
+    was written until then counts as ink."""
     sketch, dot = some_doodles()[0], np.zeros((2, 3), np.int16)
     expected = make_graph(dot).patches
     (layout,) = utils.lay_out([sketch])
+    out, inked = np.zeros((2, 256, 256), np.uint8), np.zeros(2, bool)
     with pytest.raises(IndexError):
-        utils.cut_nodes(layout, np.zeros(9, bool), np.empty((2, 256, 256), np.uint8))
+        utils.crop_patches(layout, np.zeros(9, bool), out, inked)
     assert np.array_equal(make_graph(dot).patches, expected)
+    assert out[1].any() and inked.all()
 
 
 @pytest.mark.parametrize("size", [2, 6, 64, 94, 128, 256])
@@ -593,10 +624,9 @@ def test_blank_margins_may_be_left_out_of_resizing(size):
             inked = canvas[:height, :width]
             # Strokes end some pixels before the corner's edges.
             inked[: height - 7, : width - 7] = 255 * (rng.random((height - 7, width - 7)) < 0.5)
-            slot = np.full((size, size), 77, np.uint8)
-            seen = utils._shrink(inked, side, slot)
-            expected = cv2.resize(canvas, (size, size))
-            assert np.array_equal(slot, expected) and seen == expected.any()
+            picture = np.full((size, size), 77, np.uint8)
+            utils._shrink(inked, side, picture)
+            assert np.array_equal(picture, cv2.resize(canvas, (size, size)))
 
 
 GOOD = [(0, 0, 0), (3, 4, 0), (5, 6, 1)]
