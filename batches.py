@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 import methods
+import utils
 from dataset import SPLITS, Split
 from hparams import HParams
 from support.workers import prefetch
@@ -196,6 +197,7 @@ def make_graphs(
     mask_prob: float = 0.0,
     seeds: list[np.ndarray] | None = None,
     masking: str = "patch",
+    holes: list[utils.Box | None] | None = None,
 ) -> tuple[Batch, list[Any]]:
     """The nodes of B sketches, as the method makes them.
 
@@ -205,13 +207,16 @@ def make_graphs(
         mask_prob: the share of a sketch that is erased, in [0, 1].
         seeds: for each sketch its uniform numbers, `count_seeds` of them or more.
         masking: one of the method's approaches.
+        holes: for each sketch a rectangle to blank, see `utils.Box`; None: none.
 
     Returns:
         What the encoder takes, arrays of B rows; and for each sketch the graph that
         `drawing.draw_graph` shows.
     """
     make_nodes = methods.load(hparams.traits.nodes)
-    return make_nodes(sketches, hparams, mask_prob=mask_prob, seeds=seeds, masking=masking)
+    return make_nodes(
+        sketches, hparams, mask_prob=mask_prob, seeds=seeds, masking=masking, holes=holes
+    )
 
 
 def count_seeds(hparams: HParams, masking: str) -> int:

@@ -1,16 +1,13 @@
-"""Strokes to pictures: SVG and PNG files, the patch graph, galleries of examples.
+"""Strokes to pictures: SVG and PNG files, the patch graph.
 
 A sketch is a stroke-3 array (n, 3) of rows (dx, dy, lifted) in any unit, y pointing down; it may
 have no rows. It is drawn by the rules of the canvas in `utils`, but unrounded, and fitted into a
 square. Colour pictures are uint8 (height, width, 3), blue first, as OpenCV reads and writes them.
 """
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,37 +23,8 @@ SUBPIXEL_BITS = 8  # OpenCV's coordinates below are integers in 1/256 pixel
 
 Colour = tuple[int, ...]  # blue, green, red
 EDGE, MASKED = (190, 95, 10), (60, 40, 215)
-PAGE, TEXT, RULE = (246, 246, 246), (60, 60, 60), (215, 215, 215)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-
-
-class Example(NamedTuple):
-    """What a gallery shows of one sketch; all pictures are optional.
-
-    Attributes:
-        category: its name; neighbouring examples of the same category are shown together.
-        index: the sketch's row in its split.
-        original: stroke-3 (n, 3).
-        corrupted: uint8 (S, S), ink 255 on 0: the corrupted sketch.
-        generated: stroke-3 (n, 3).
-        graph_picture: uint8 (side, side, 3) from `draw_graph`.
-    """
-
-    category: str
-    index: int
-    original: np.ndarray | None = None
-    corrupted: np.ndarray | None = None
-    generated: np.ndarray | None = None
-    graph_picture: np.ndarray | None = None
-
-
-COLUMNS = {  # in the order of display
-    "original": "original",
-    "graph_picture": "graph",
-    "corrupted": "corrupted",
-    "generated": "generated",
-}
 
 
 def to_paths(sketch: np.ndarray) -> list[np.ndarray]:
@@ -202,116 +170,13 @@ def draw_graph(
     return picture
 
 
-def gallery(
-    examples: Sequence[Example], *, title: str = "", per_row: int = 2, cell: int = SIDE
-) -> np.ndarray:
-    """Examples side by side in one picture, each category from a new row on.
-
-    Args:
-        examples: any number; each shows the columns that at least one of them has.
-        title: stands on top. In titles and captions only ASCII is shown, the rest as "?".
-        per_row: how many examples stand side by side, at least 1.
-        cell: side of one picture in pixels.
-
-    Returns:
-        uint8 (height, width, 3), blue first.
-
-    Raises:
-        ValueError: see `to_paths`.
-    """
-    columns = _columns(examples)
-    rows = []
-    for _, group in groupby(examples, key=lambda example: example.category):
-        tiles = [_tile(example, columns, cell) for example in group]
-        rows += [np.hstack(tiles[i : i + per_row]) for i in range(0, len(tiles), per_row)]
-    if title or not rows:
-        header = np.full((cell // 3, 3 * cell, 3), PAGE, np.uint8)
-        _write(header, title if rows else f"{title} (no sketches)", cell // 20, cell // 6, cell / 7)
-        rows.insert(0, header)
-    width = max(row.shape[1] for row in rows)
-    padded = [np.full((len(row), width, 3), PAGE, np.uint8) for row in rows]
-    for page, row in zip(padded, rows, strict=True):
-        page[:, : row.shape[1]] = row
-    return np.vstack(padded)
-
-
-def confusion_picture(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """What was taken for what, in percent of each row, tables side by side.
-
-    Args:
-        tables: title to counts, int (C, C): row the true category, column the one it was taken
-            for. A row without counts stays blank, and so does a share of 0.
-        names: of the C categories; only ASCII is shown, the rest as "?".
-
-    Returns:
-        uint8 (height, width, 3), blue first.
-    """
-    return np.hstack([_confusion_table(title, table, names) for title, table in tables.items()])
-
-
-def index_html(
-    examples: Sequence[Example], *, title: str = "Sketches", metadata: Mapping[str, object] = {}
-) -> str:
-    """Examples as a web page that needs no other file, category by category.
-
-    Args:
-        examples: any number; each shows the columns that at least one of them has. One takes
-            about 10 KB, with a graph picture 100 KB.
-        title: stands on top.
-        metadata: shown below the title, name and value, e.g. the model and the temperature.
-
-    Raises:
-        ValueError: see `to_paths`.
-    """
-    columns = _columns(examples)
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    if metadata:
-        pairs = [f"{html.escape(k)}: <b>{html.escape(str(v))}</b>" for k, v in metadata.items()]
-        body.append(f"<p>{' · '.join(pairs)}</p>")
-    if not examples:
-        body.append("<p>no sketches</p>")
-    for category, group in groupby(examples, key=lambda example: example.category):
-        body.append(f"<section><h2>{html.escape(category)}</h2>")
-        for example in group:
-            figures = "".join(_figure(example, field) for field in columns)
-            body.append(f"<article><h3>#{example.index}</h3>{figures}</article>")
-        body.append("</section>")
-    return HTML.format(title=html.escape(title), body="\n".join(body))
-
-
-HTML = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
-body {{ margin: 2rem }}
-h1, h2 {{ font-weight: 600 }}
-section {{ display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem }}
-h2 {{ flex: 100%; margin: 1rem 0 -.5rem; border-bottom: 1px solid #8886 }}
-article {{ display: flex; flex-wrap: wrap; gap: .5rem }}
-h3 {{ flex: 100%; margin: 0; font-size: .9rem }}
-figure {{ margin: 0 }}
-figure > :first-child {{ display: block; width: 225px; height: 225px; border-radius: 6px;
-  background: #fff; box-shadow: 0 0 0 1px #8886 }}
-figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Writes a picture, grey or in colour with blue first, as `write_file` does."""
-    write_file(path, _png(picture), survives_power_loss=False)
+    write_file(path, png(picture), survives_power_loss=False)
 
 
-def _png(picture: np.ndarray) -> bytes:
+def png(picture: np.ndarray) -> bytes:
+    """A picture, grey or in colour with blue first, as a PNG file."""
     return cv2.imencode(".png", picture)[1].tobytes()
 
 
@@ -393,54 +258,6 @@ def _draw_disc(
     cv2.putText(picture, text, corner, FONT, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
-def _text_width(text: str, size: float) -> int:
-    return cv2.getTextSize(text.encode("ascii", "replace").decode(), FONT, size / 40, 1)[0][0]
-
-
-def _write(
-    picture: np.ndarray, text: str, x: int, y: int, size: float, colour: Colour = TEXT
-) -> None:
-    """Writes a line of text from x on, vertically centred at y, shortened to fit."""
-    text = text.encode("ascii", "replace").decode()
-    scale = size / 40
-    while cv2.getTextSize(text, FONT, scale, 1)[0][0] > picture.shape[1] - x and len(text) > 3:
-        text = text[:-4] + "..."
-    corner = (x, y + cv2.getTextSize(text, FONT, scale, 1)[0][1] // 2)
-    cv2.putText(picture, text, corner, FONT, scale, colour, 1, cv2.LINE_AA)
-
-
-def _confusion_table(title: str, counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """One table of `confusion_picture`, uint8 (height, width, 3)."""
-    size, cell, gap = 20, 56, 16
-    room = max(_text_width(name, size) for name in names) + gap
-    side = len(names) * cell
-    legend = "rows: true, columns: taken for, %"
-    width = 2 * gap + max(
-        room + side, _text_width(title, 1.2 * size), _text_width(legend, 0.8 * size)
-    )
-    picture = np.full((3 * gap + 2 * size + room + side, width, 3), PAGE, np.uint8)
-    _write(picture, title, gap, gap + size // 2, 1.2 * size)
-    _write(picture, legend, gap, gap + 2 * size, 0.8 * size)
-    left, top = gap + room, 2 * gap + 2 * size + room
-    upright = np.full((side, room, 3), PAGE, np.uint8)  # the columns' names, lying
-    for i, name in enumerate(names):
-        _write(upright, name, gap // 2, i * cell + cell // 2, size)
-        _write(picture[:, : left - 2], name, gap, top + i * cell + cell // 2, size)
-    picture[top - room : top, left : left + side] = np.rot90(upright)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for (row, column), share in np.ndenumerate(shares):
-        x, y = left + column * cell, top + row * cell
-        place = picture[y : y + cell, x : x + cell]
-        place[:] = _tint(EDGE if row == column else MASKED, share)
-        cv2.rectangle(place, (0, 0), (cell, cell), RULE)
-        if share:
-            text = f"{100 * share:.0f}" if share == 1 else f"{100 * share:.1f}"
-            ink = (255, 255, 255) if share > 0.5 else TEXT
-            start = (cell - _text_width(text, size)) // 2
-            _write(place, text, start, cell // 2, size, ink)
-    return picture
-
-
 def _tint(colour: Colour, strength: float) -> Colour:
     """The colour on white paper, from 0 (white) to 1 (full)."""
     return tuple(round(255 - strength * (255 - part)) for part in colour)
@@ -462,51 +279,3 @@ def _arc(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     t = np.linspace(0, 1, 17)[:, None]
     way = end - start
     return start + t * way + 0.6 * t * (1 - t) * np.array([way[1], -way[0]])
-
-
-def _columns(examples: Sequence[Example]) -> list[str]:
-    return [f for f in COLUMNS if any(getattr(example, f) is not None for example in examples)]
-
-
-def _tile(example: Example, columns: list[str], cell: int) -> np.ndarray:
-    """One example with its captions, uint8 (height, width, 3)."""
-    gap, line = max(4, cell // 20), max(18, cell // 9)
-    width = len(columns) * (cell + gap) + 3 * gap
-    tile = np.full((cell + 2 * line + gap, width, 3), PAGE, np.uint8)
-    _write(tile, f"{example.category} {example.index}", gap, line // 2, line)
-    for c, field in enumerate(columns):
-        x = gap + c * (cell + gap)
-        place = tile[line : line + cell, x : x + cell]
-        place[:] = _cell(example, field, cell)
-        cv2.rectangle(place, (0, 0), (cell - 1, cell - 1), RULE)
-        _write(tile, COLUMNS[field], x, line + cell + line // 2, 0.8 * line)
-    return tile
-
-
-def _cell(example: Example, field: str, side: int) -> np.ndarray:
-    """One picture of an example, uint8 (side, side, 3); white where there is none."""
-    content = getattr(example, field)
-    if content is None:
-        return np.full((side, side, 3), 255, np.uint8)
-    if field == "graph_picture":
-        picture = content
-    else:
-        drawn = max(side, SIDE)  # the thinnest line would be too thick for a small picture
-        if field == "corrupted":
-            picture = canvas_picture(content, drawn, example.original)
-        else:
-            picture = to_picture(content, drawn)
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-
-
-def _figure(example: Example, field: str) -> str:
-    """One picture of an example as HTML."""
-    if getattr(example, field) is None:
-        picture = "<span></span>"
-    elif field in ("original", "generated"):
-        picture = to_svg(getattr(example, field)).strip()
-    else:
-        png = base64.b64encode(_png(_cell(example, field, GRAPH_SIDE))).decode()
-        picture = f'<img alt="" src="data:image/png;base64,{png}">'
-    return f"<figure>{picture}<figcaption>{COLUMNS[field]}</figcaption></figure>"

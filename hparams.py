@@ -18,6 +18,8 @@ from support.files import UserError, read_json, write_json
 
 CONFIG_NAME = "model_config.json"
 AUTO = "auto"  # of an option: what suits the method
+MAX_ROWS = 10**6  # of a sketch
+MAX_MEMORY = 10**12  # bytes of a training step; no device has as much
 
 _SWITCHES = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 _BOUNDS = {
@@ -59,20 +61,24 @@ class HParams(BaseModel):
         json_schema_extra={"allowed": _choices("edges")},
         description="What links the nodes; auto: the first that the method has.",
     )
-    num_steps: int = Field(1000001, ge=1, description="Most optimiser updates that a run makes.")
-    save_every: int = Field(1, ge=1, description="Epochs between two validations.")
-    dec_rnn_size: int = Field(1024, ge=1, description="Units of the decoder's cell.")
+    num_steps: int = Field(
+        1000001, ge=1, le=10**12, description="Most optimiser updates that a run makes."
+    )
+    save_every: int = Field(1, ge=1, le=10**9, description="Epochs between two validations.")
+    dec_rnn_size: int = Field(1024, ge=1, le=2**16, description="Units of the decoder's cell.")
     dec_model: Literal["lstm", "layer_norm", "hyper"] = Field(
         "lstm", description="Kind of the decoder's cell."
     )
     max_seq_len: int = Field(
         -1,
-        json_schema_extra={"allowed": "-1 or an integer, at least 1"},
+        json_schema_extra={"allowed": f"-1 or an integer, at least 1 and at most {MAX_ROWS}"},
         description="Most rows of a sketch, longer ones being left out; -1: the data's longest.",
     )
-    z_size: int = Field(128, ge=1, description="Length of a sketch's code.")
-    batch_size: int = Field(128, ge=1, description="Sketches in a training step.")
-    graph_number: int = Field(21, ge=2, description="Graph nodes: whole picture and patches.")
+    z_size: int = Field(128, ge=1, le=2**16, description="Length of a sketch's code.")
+    batch_size: int = Field(128, ge=1, le=2**16, description="Sketches in a training step.")
+    graph_number: int = Field(
+        21, ge=2, le=2**12, description="Graph nodes: whole picture and patches."
+    )
     graph_picture_size: int = Field(
         256, ge=2, le=256, multiple_of=2, description="Side of a node's picture in pixels."
     )
@@ -86,9 +92,14 @@ class HParams(BaseModel):
         150, ge=1, le=1024, description="Most points of the lattice; of more, some are left out."
     )
     num_mixture: int = Field(
-        30, ge=1, description="Cluster centroids, at most batch_size * (graph_number - 1)."
+        30,
+        ge=1,
+        le=2**24,
+        description="Cluster centroids, at most batch_size * (graph_number - 1).",
     )
-    learning_rate: float = Field(0.001, gt=0, description="Learning rate of the first step.")
+    learning_rate: float = Field(
+        0.001, gt=0, le=1000, description="Learning rate of the first step."
+    )
     decay_rate: float = Field(0.9999, gt=0, le=1, description="Decay of the rate at each step.")
     min_learning_rate: float = Field(
         0.00001, ge=0, description="Learning rate that the decay ends in, at most learning_rate."
@@ -97,7 +108,9 @@ class HParams(BaseModel):
         "float32",
         description="mixed_bfloat16: large matrix products in bfloat16, all else in float32.",
     )
-    grad_clip: float = Field(1.0, gt=0, description="Largest norm of each variable's gradient.")
+    grad_clip: float = Field(
+        1.0, gt=0, le=1e30, description="Largest norm of each variable's gradient."
+    )
     use_recurrent_dropout: bool = Field(False, description="Dropout on the cell's candidates.")
     recurrent_dropout_prob: float = Field(
         0.0, ge=0, le=1, description=f"{_KEEP} candidates; above 0 where it is used."
@@ -121,10 +134,17 @@ class HParams(BaseModel):
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number of the run.")
     num_per_category: int = Field(
-        0, ge=0, description="Training sketches used of each category; 0 means all."
+        0, ge=0, le=10**9, description="Training sketches used of each category; 0 means all."
     )
     mask_prob: float = Field(
         0.1, ge=0, le=1, description="Share of a sketch's patches that is erased in training."
+    )
+    split_train: float = Field(
+        0.0,
+        ge=0,
+        le=0.4,
+        description="Share of the training sketches that becomes the validation set of a file "
+        "without one, and as many the test set; 0: such a file is refused.",
     )
     masking: str = Field(
         AUTO,
@@ -138,6 +158,36 @@ class HParams(BaseModel):
             super().__init__(**options)
         except ValidationError as error:
             raise UserError(_explain(error)) from None
+
+    def memory_needed(self) -> dict[str, int]:
+        """Roughly the bytes that a training step takes, by the options that each part depends on.
+
+        As long as `max_seq_len` is -1, nothing is counted for the length of the sketches.
+        """
+        batch, graph, units, code = (
+            self.batch_size,
+            self.graph_number,
+            self.dec_rnn_size,
+            self.z_size,
+        )
+        steps, number = max(self.max_seq_len, 0), 4  # bytes of a number
+        nodes = batch * graph
+        weights = 4 * units * (units + code + 5) + 2 * units * (code + 64)
+        # The seven convolutions, halving sides and growing channels, have about 6 numbers a pixel.
+        of_nodes = {
+            "batch_size, graph_number and graph_picture_size": (
+                nodes * self.graph_picture_size**2 * (1 + 2 * 6 * number)
+            ),
+            "batch_size and graph_number": 3 * batch * graph**2 * number,
+            "batch_size, graph_number and num_mixture": nodes * self.num_mixture * number,
+            "batch_size and lattice_nodes": 3 * batch * self.lattice_nodes**2 * number,
+        }
+        unused = unused_options(self.method)
+        return {
+            **{k: v for k, v in of_nodes.items() if not any(name in k for name in unused)},
+            "dec_rnn_size and z_size": 4 * weights * number,  # and gradients, and Adam's two
+            "max_seq_len, batch_size and dec_rnn_size": steps * batch * (10 * units + 300) * number,
+        }
 
     def replace(self, /, **changes: Any) -> Self:
         """Return a checked copy with some options changed. `UserError` for a bad one."""
@@ -190,8 +240,8 @@ class HParams(BaseModel):
     @field_validator("max_seq_len")
     @classmethod
     def _check_max_seq_len(cls, length: int) -> int:
-        if length < 1 and length != -1:
-            raise ValueError(f"{length} is not allowed")
+        if not (1 <= length <= MAX_ROWS or length == -1):
+            raise ValueError(f"{_shown(length)} is not allowed")
         return length
 
     @model_validator(mode="after")
@@ -217,6 +267,14 @@ class HParams(BaseModel):
             raise ValueError(
                 f"option min_learning_rate: {self.min_learning_rate} is not allowed; allowed: at "
                 f"most learning_rate = {self.learning_rate}"
+            )
+        needed = self.memory_needed()
+        if sum(needed.values()) > MAX_MEMORY:
+            largest = max(needed, key=needed.get)
+            raise ValueError(
+                f"options {largest}: training with these needs about "
+                f"{sum(needed.values()) / 1e12:.3g} TB of memory; allowed: at most "
+                f"{MAX_MEMORY / 1e12:.3g} TB"
             )
         for place in ("recurrent", "input", "output"):
             name = f"{place}_dropout_prob"
@@ -378,7 +436,7 @@ def _allowed(name: str) -> str:
         return "True or False"
     kind = "a number" if schema["type"] == "number" else "an integer"
     kind = "an even integer" if schema.get("multipleOf") == 2 else kind
-    bounds = [f"{word} {schema[key]:.10g}" for key, word in _BOUNDS.items() if key in schema]
+    bounds = [f"{word} {schema[key]:.15g}" for key, word in _BOUNDS.items() if key in schema]
     return f"{kind}, {' and '.join(bounds)}"
 
 
@@ -386,6 +444,8 @@ def _explain(error: ValidationError) -> str:
     """Put the first mistake that pydantic found into one line."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
+        if first["type"] == "string_unicode":  # half of a character
+            return f"unknown option {_shown(first['input'])}"
         return str(first["ctx"]["error"])
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":

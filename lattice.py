@@ -5,7 +5,7 @@ of the lattice's rows, from the left, or columns, from the top.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ MASKING_APPROACHES = ("patch", "lattice")
 NO_POINTS = np.zeros((0, 2), np.uint8)
 
 
-class Lattice:
+class Lattice(NamedTuple):
     """The nodes of one sketch, as `drawing.draw_graph` shows them.
 
     Attributes:
@@ -31,17 +31,19 @@ class Lattice:
         dropped: uint8 (d, 2), the points that masking took away one by one.
         layout: the drawing, or None for a blank picture.
         masked: numbers of the erased squares of the layout, 0 = first.
+        hole: the rectangle that was blanked, or None.
     """
+
+    points: np.ndarray
+    dropped: np.ndarray
+    layout: Layout | None
+    masked: list[int]
+    hole: utils.Box | None
 
     drawing_size = SIDE
     first_node = 0  # place of the first centre's node among all nodes
     is_numbered = False
     square_side = SQUARE
-
-    def __init__(
-        self, points: np.ndarray, dropped: np.ndarray, layout: Layout | None, masked: list[int]
-    ):
-        self.points, self.dropped, self.layout, self.masked = points, dropped, layout, masked
 
     @property
     def centers(self) -> np.ndarray:
@@ -77,7 +79,7 @@ class Lattice:
             for x, y in centers.tolist():
                 cv2.circle(picture, (x, y), 2, 255, cv2.FILLED)
             return picture
-        canvas = _draw(self.layout, self.masked)[:side, :side]
+        canvas = _draw(self.layout, self.masked, self.hole)[:side, :side]
         cv2.resize(canvas, (SIDE, SIDE), picture, interpolation=cv2.INTER_AREA)
         canvas.fill(0)
         return picture
@@ -108,7 +110,9 @@ def make_lattice(
     """
     layouts = utils.lay_out([sketch], SQUARE, drawing_size=SIDE, margins=MARGINS)
     seeds = None if seeds is None else [seeds]
-    _, _, (found,) = _find_nodes(layouts, lattice_size, lattice_nodes, mask_prob, seeds, masking)
+    _, _, (found,) = _find_nodes(
+        layouts, lattice_size, lattice_nodes, mask_prob, seeds, masking, [None]
+    )
     return found
 
 
@@ -119,6 +123,7 @@ def make_nodes(
     mask_prob: float = 0.0,
     seeds: list[np.ndarray] | None = None,
     masking: str = "patch",
+    holes: list[utils.Box | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[Any]]:
     """Draws B sketches and finds their points; as `make_lattice` one by one, but faster.
 
@@ -128,6 +133,7 @@ def make_nodes(
         mask_prob: see `make_lattice`.
         seeds: for each sketch its uniform numbers, see `make_lattice`.
         masking: see `make_lattice`.
+        holes: for each sketch a rectangle to blank, see `utils.Box`; None: none.
 
     Returns:
         What the encoder takes: points, uint8 (B, V, 2), x and y, zero after a sketch's last;
@@ -139,7 +145,13 @@ def make_nodes(
     for i, layout in zip(drawn, found, strict=True):
         layouts[i] = layout
     points, counts, lattices = _find_nodes(
-        layouts, hparams.lattice_size, hparams.lattice_nodes, mask_prob, seeds, masking
+        layouts,
+        hparams.lattice_size,
+        hparams.lattice_nodes,
+        mask_prob,
+        seeds,
+        masking,
+        holes or [None] * len(sketches),
     )
     return {"points": points, "n_points": counts}, lattices
 
@@ -151,6 +163,7 @@ def _find_nodes(
     mask_prob: float,
     seeds: list[np.ndarray] | None,
     masking: str,
+    holes: list[utils.Box | None],
 ) -> tuple[np.ndarray, np.ndarray, list[Lattice]]:
     """Points (B, V, 2) and their number (B,), uint8 and int32, and a Lattice for each sketch."""
     if masking not in MASKING_APPROACHES:
@@ -165,7 +178,7 @@ def _find_nodes(
             number = min(len(layout.centers), MAX_PATCHES)
             erase = utils.choose_erased(number, mask_prob, seeds[i] if seeds else None)
             masked[i] = np.flatnonzero(erase & (layout.squares[:number, 0] >= 0)).tolist()
-        canvas, source = _draw(layout, masked[i]), _nearest(layout.side)
+        canvas, source = _draw(layout, masked[i], holes[i]), _nearest(layout.side)
         of_lines = source[step // 2 :: step][:size]
         # Only the picture's lines are made.
         lines[i, 0] = canvas.take(of_lines, axis=0).take(source, axis=1)
@@ -191,7 +204,7 @@ def _find_nodes(
     padded = np.zeros((len(layouts), most, 2), np.uint8)
     padded[sketch, np.arange(len(points)) - (np.cumsum(counts) - counts)[sketch]] = points
     lattices = [
-        Lattice(padded[i, :count], lost[i], layouts[i], masked[i])
+        Lattice(padded[i, :count], lost[i], layouts[i], masked[i], holes[i])
         for i, count in enumerate(counts.tolist())
     ]
     return padded, counts.astype(np.int32), lattices
@@ -205,10 +218,12 @@ def _nearest(side: int) -> np.ndarray:
     return resized[0].astype(np.intp)
 
 
-def _draw(layout: Layout, masked: list[int]) -> np.ndarray:
-    """The canvas of a sketch without the erased squares, to be wiped after use."""
+def _draw(layout: Layout, masked: list[int], hole: utils.Box | None) -> np.ndarray:
+    """The canvas of a sketch without what is erased, to be wiped after use."""
     canvas = utils.blank_canvas(layout.side)
     utils.draw_paths(canvas, layout)
+    if hole is not None:
+        utils.blank_hole(canvas, layout, hole, 0)
     for left, top in (layout.squares[masked] - utils.border_width(SQUARE)).tolist():
         canvas[max(top, 0) : max(top + SQUARE, 0), max(left, 0) : max(left + SQUARE, 0)] = 0
     return canvas

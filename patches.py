@@ -25,6 +25,7 @@ def make_nodes(
     mask_prob: float = 0.0,
     seeds: list[np.ndarray] | None = None,
     masking: str = "patch",
+    holes: list[utils.Box | None] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[Any]]:
     """Draws and crops B sketches; as `utils.make_graph` one by one, but faster.
 
@@ -34,6 +35,7 @@ def make_nodes(
         mask_prob: see `utils.make_graph`.
         seeds: for each sketch its uniform numbers, see `utils.make_graph`.
         masking: see `utils.make_graph`.
+        holes: for each sketch a rectangle to blank, see `utils.Box`; None: none.
 
     Returns:
         What the encoder takes: patches, uint8 (B, G, S, S), and graph_masks, float32 (B, P, P);
@@ -58,7 +60,14 @@ def make_nodes(
             squares = layouts[i].squares[: graph - 1]
             length = layouts[i].side + 2 * utils.border_width(side)
             erase = utils.choose_erased(len(centers), mask_prob, seeds[i] if seeds else None)
-            masked = utils.crop_patches(layouts[i], erase, patches[i], inked[i], masking=masking)
+            masked = utils.crop_patches(
+                layouts[i],
+                erase,
+                patches[i],
+                inked[i],
+                masking=masking,
+                hole=holes[i] if holes else None,
+            )
         else:
             patches[i][inked[i]] = 0
             inked[i] = False

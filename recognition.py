@@ -5,24 +5,31 @@ python recognition.py --data_dir=DIR --model_dir=MODEL --sample_dir=OUT
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from sklearn.metrics import confusion_matrix
 
 import checkpoints
-import drawing
+import gallery
+import rec_classifier
 import sketch_a_net
-from sketch_a_net import Classifier, Options
+from dataset import Dataset, load_dataset
+from hparams import HParams
+from rec_classifier import Classifier, Options
 from support import cli, sample_files
 from support.backend import make_deterministic
-from support.files import UserError, file_sha256
+from support.checks import MAX_BATCH, MAX_COUNT, check_whole, check_workers
+from support.files import UserError, file_sha256, write_file
 from support.sample_files import Samples
 
 RESULT_NAME = "rec.json"
 PICTURE_NAME = "rec_confusion.png"
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
+MAX_LEARNING_RATE = 1000
 CLASSIFIER_NAME = "classifier"  # directory in the model's
 
 
@@ -58,17 +65,18 @@ def recognition(
             classifier for other categories or of other data; a damaged or unwritable file.
     """
     options = options or Options()
-    _check(options)
+    _check(options, workers)
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
     for warning in samples.warnings:
         print(f"Note: {warning}.")
     folder = Path(classifier_dir or Path(model_dir) / CLASSIFIER_NAME)
     names = samples.hparams.categories
-    classifier = find_classifier(folder, data_dir, names, options, workers)
+    classifier = find_classifier(folder, data_dir, names, options, workers, samples.hparams)
     if classifier is None:
         return None
-    generated = recognise(classifier, samples, workers)
-    originals = recognise_originals(folder, classifier, samples, workers)
+    true = samples.split.category[samples.members]
+    generated = judge(classifier, samples.sketches, true, "Judging generated", workers)
+    originals = judge_originals(folder, classifier, samples, workers)
     shares, original_shares = _shares(generated), _shares(originals)
     measure = {
         "measure": "rec",
@@ -83,13 +91,13 @@ def recognition(
         "rec_confusion": generated.tolist(),
         "originals_confusion": originals.tolist(),
         "classifier_dir": str(folder.resolve()),
-        "classifier": classifier.facts,
+        "classifier": classifier.metadata,
     }
     tables = {
         f"Generated: {shares[0]:.2%} recognised": generated,
         f"Originals: {original_shares[0]:.2%}": originals,
     }
-    drawing.write_png(samples.sample_dir / PICTURE_NAME, drawing.confusion_picture(tables, names))
+    write_file(samples.sample_dir / PICTURE_NAME, gallery.confusion_png(tables, names))
     return sample_files.write_result(RESULT_NAME, samples, measure)
 
 
@@ -99,8 +107,11 @@ def find_classifier(
     categories: tuple[str, ...],
     options: Options,
     workers: int | None = None,
+    model_options: HParams | None = None,
 ) -> Classifier | None:
     """The classifier of a directory, trained first where there is none.
+
+    `model_options` say how a file of training sketches alone is split.
 
     Returns:
         The classifier, or None where Ctrl-C or SIGTERM ended its training.
@@ -108,54 +119,102 @@ def find_classifier(
     Raises:
         UserError: it is for other categories, of other data, or damaged.
     """
-    classifier = sketch_a_net.load(classifier_dir, categories)
+    classifier = rec_classifier.load(classifier_dir, categories)
     if classifier is not None:
-        own = classifier.facts["options"]
-        data = sketch_a_net.load_training_data(data_dir, categories, own["train_per_category"])
-        sketch_a_net.require_data(classifier, data, classifier_dir)
+        own = classifier.metadata["options"]
+        data = load_training_data(data_dir, categories, own["train_per_category"], model_options)
+        if classifier.metadata["data"] != data.fingerprint():
+            raise UserError(
+                f"{classifier_dir} holds a classifier trained on other data; choose another "
+                "--classifier_dir"
+            )
         others = [f"{k}={own[k]}" for k, value in asdict(options).items() if own[k] != value]
         if others:
             print(f"Note: the classifier was trained with {', '.join(others)}.")
-    else:
-        make_deterministic(options.seed)
-        data = sketch_a_net.load_training_data(data_dir, categories, options.train_per_category)
-        for warning in data.warnings:
-            print(f"Note: training the classifier, {warning}.")
-        print(
-            f"Training the classifier on {len(data.train)} original sketches of "
-            f"{len(categories)} categories; it will be kept in {classifier_dir}."
+        return classifier
+    make_deterministic(options.seed)
+    data = load_training_data(data_dir, categories, options.train_per_category, model_options)
+    for warning in data.warnings:
+        print(f"Note: training the classifier, {warning}.")
+    print(
+        f"Training the classifier on {len(data.splits['train'])} original sketches of "
+        f"{len(categories)} categories; it will be kept in {classifier_dir}.",
+        flush=True,
+    )
+    with cli.Interruption() as interruption:
+        classifier = rec_classifier.train(
+            classifier_dir,
+            data,
+            categories,
+            options,
+            should_stop=lambda: interruption.requested,
+            workers=workers,
         )
-        with cli.Interruption() as interruption:
-            classifier = sketch_a_net.train(
-                classifier_dir,
-                data,
-                categories,
-                options,
-                should_stop=lambda: interruption.requested,
-                workers=workers,
-            )
-    return classifier
+    # A request may come after the last time that the training asked for it.
+    return None if interruption.requested else classifier
 
 
-def recognise(classifier: Classifier, samples: Samples, workers: int | None = None) -> np.ndarray:
-    """What the generated sketches are taken for, each counted: see `sketch_a_net.confusion`."""
-    sketches = samples.sketches
-    progress = cli.Progress("Judging generated", len(sketches))
-    network = classifier.network
-    found = sketch_a_net.predict(network, sketches, advance=progress.update, workers=workers)
-    true = samples.split.category[samples.members]
-    return sketch_a_net.confusion(true, found, len(samples.hparams.categories))
+def load_training_data(
+    data_dir: str | Path,
+    categories: Sequence[str],
+    train_per_category: int,
+    model_options: HParams | None = None,
+) -> Dataset:
+    """Reads what a classifier is trained and validated on, sketches of any length.
+
+    Args:
+        data_dir: holds `<category>.npz`.
+        categories: names.
+        train_per_category: the first so many training sketches of each; 0: all.
+        model_options: their split_train and seed are those of the data; None: the defaults.
+
+    Raises:
+        UserError: a missing or broken file, a category without training or validation sketches.
+    """
+    hparams = (model_options or HParams()).replace(
+        categories=tuple(categories), num_per_category=train_per_category, max_seq_len=-1
+    )
+    data = load_dataset(data_dir, hparams, scale_factor=1.0, splits=("train", "valid"))
+    for name, split in data.splits.items():
+        for category, title in enumerate(categories):
+            if not (split.category == category).any():
+                raise UserError(f"{data_dir}: no usable sketch in the {name} split of {title}")
+    return data
 
 
-def recognise_originals(
+def judge(
+    classifier: Classifier,
+    sketches: Sequence[np.ndarray],
+    true: np.ndarray,
+    title: str,
+    workers: int | None = None,
+) -> np.ndarray:
+    """What sketches are taken for, each counted: int64 (C, C), a row for each true category.
+
+    Args:
+        classifier: knows C categories.
+        sketches: n stroke-3 arrays (rows, 3) in any unit; one without rows is a blank picture.
+        true: their categories, int (n,).
+        title: of the progress display.
+        workers: see `recognition`.
+    """
+    classes = len(classifier.metadata["categories"])
+    with cli.Progress(title, len(sketches)) as progress:
+        found = sketch_a_net.predict(
+            classifier.network, sketches, advance=progress.update, workers=workers
+        )
+    return confusion_matrix(true, found, labels=range(classes))
+
+
+def judge_originals(
     classifier_dir: Path, classifier: Classifier, samples: Samples, workers: int | None = None
 ) -> np.ndarray:
-    """What the original sketches of the split are taken for: see `sketch_a_net.confusion`.
+    """What the original sketches of the split are taken for: see `judge`.
 
     The outcome is kept beside the classifier, so that samples made with other probabilities
     don't wait for it again.
     """
-    split, classes = samples.split, len(samples.hparams.categories)
+    split = samples.split
     path = classifier_dir / f"{samples.metadata.split or 'test'}.npz"
     made_of = {
         "weights": file_sha256(classifier_dir / checkpoints.BEST),
@@ -163,15 +222,14 @@ def recognise_originals(
     }
     with contextlib.suppress(UserError):  # not there, or damaged: judged again
         arrays, meta = checkpoints.read_arrays(path)
-        if meta == made_of:
-            return arrays["confusion"]
+        counts, classes = arrays.get("confusion"), len(samples.hparams.categories)
+        if meta == made_of and counts is not None and _is_confusion(counts, classes):
+            return counts
     sketches = [split.sketch(i) for i in range(len(split))]
-    progress = cli.Progress("Judging originals", len(sketches))
-    network = classifier.network
-    found = sketch_a_net.predict(network, sketches, advance=progress.update, workers=workers)
-    counts = sketch_a_net.confusion(split.category, found, classes)
+    counts = judge(classifier, sketches, split.category, "Judging originals", workers)
     try:
-        checkpoints.write_arrays(path, {"confusion": counts}, made_of)
+        with rec_classifier.writing_classifier(classifier_dir):
+            checkpoints.write_arrays(path, {"confusion": counts}, made_of)
     except UserError:
         print(f"Note: {path} can't be written; the originals will be judged again next time.")
     return counts
@@ -200,14 +258,19 @@ def _shares(confusion: np.ndarray) -> tuple[float, list[float | None]]:
     return sum(right) / sum(counts), each
 
 
-def _check(options: Options) -> None:
+def _is_confusion(counts: np.ndarray, classes: int) -> bool:
+    """Whether an array may be what `judge` returned."""
+    return counts.shape == (classes, classes) and counts.dtype.kind == "i" and counts.sum() > 0
+
+
+def _check(options: Options, workers: int | None) -> None:
+    most = {"batch_size": MAX_BATCH, "seed": MAX_SEED}
     least = {"train_per_category": 0, "per_epoch": 1, "epochs": 1, "batch_size": 1, "seed": 0}
     for name, low in least.items():
-        if getattr(options, name) < low:
-            raise UserError(f"--{name}: {getattr(options, name)} is not allowed; at least {low}")
-    if options.seed > MOST_SEED:
-        raise UserError(f"--seed: {options.seed} is not allowed; at most {MOST_SEED}")
-    if not 0 < options.learning_rate < float("inf"):
+        check_whole(name, getattr(options, name), low, most.get(name, MAX_COUNT))
+    check_whole("width", options.width, 1, rec_classifier.MAX_WIDTH)
+    check_workers(workers)
+    if not 0 < options.learning_rate <= MAX_LEARNING_RATE:
         raise UserError(f"--learning_rate: {options.learning_rate} is not allowed; above 0")
 
 

@@ -15,7 +15,13 @@ from support.buffers import reusable_buffer
 
 DRAWING_SIZE = 640  # pixels of a sketch's longer side
 ROWS_PER_PATCH = 4
+MAX_WHOLE = 2**31  # largest offset, in whole numbers of 64 bits
 MASKING_APPROACHES = ("patch", "sketchhealer")
+
+
+# Left, top, right, bottom of a rectangle, measured from the left and top of a sketch's drawn
+# strokes, in units of their longer side.
+Box = tuple[float, float, float, float]
 
 
 class SketchGraph(NamedTuple):
@@ -224,12 +230,15 @@ def lay_out(
     rows = np.concatenate([part for sketch in sketches for part in (start, sketch)])
     if not np.isfinite(rows).all():
         raise ValueError("the sketch has NaN or infinite values")
+    is_wide = rows.dtype.itemsize == 8 and rows.dtype.kind in "iu"
+    if is_wide and (rows.max() > MAX_WHOLE or rows.min() < -MAX_WHOLE):  # sums would overflow
+        raise ValueError("the sketch is too large for its type of numbers")
     counts = np.array([len(sketch) + 1 for sketch in sketches])
     ends = np.cumsum(counts)
     pixels = _to_pixels(rows[:, :2], sketches, counts, drawing_size)
     points = np.cumsum(pixels, axis=0, dtype=np.int64)
     thickness = line_width(drawing_size)
-    sides, extents = _place(points, counts, ends, thickness + 1, margins)
+    sides, extents = _place(points, counts, ends, drawing_size, margins)
     # At least as much as gives the resized picture a pixel.
     extents = np.maximum(extents, -(-sides // graph_picture_size)[:, None])
 
@@ -279,6 +288,7 @@ def crop_patches(
     inked: np.ndarray,
     *,
     masking: str = "patch",
+    hole: Box | None = None,
 ) -> list[int]:
     """Draws a sketch and writes the pictures of its nodes: the whole and its first n patches.
 
@@ -290,6 +300,8 @@ def crop_patches(
         inked: boolean (G,), which pictures of `out` may not be zero: before, so that only these
             are wiped, and then after the call.
         masking: see `make_graph`.
+        hole: a rectangle to blank before all else, see `Box`; patches whose centre it holds are
+            masked, without a square of their own being erased.
 
     Returns:
         The indices of the masked patches.
@@ -308,6 +320,7 @@ def crop_patches(
     inked[:] = True  # in case of an error on the way
     try:
         draw_paths(canvas, layout)
+        hidden = [] if hole is None else blank_hole(canvas, layout, hole, len(erase))
         squares = [
             None if left < 0 else bordered[top : top + size, left : left + size]
             for left, top in layout.squares[: len(erase)].tolist()
@@ -320,7 +333,7 @@ def crop_patches(
         for i, square in enumerate(squares):
             if i in masked:
                 square.fill(0)
-            elif square is not None:
+            elif square is not None and i not in hidden:
                 out[i + 1] = square
                 filled[i + 1] = True
         # In turn, the whole sketch is seen after the walk.
@@ -331,7 +344,7 @@ def crop_patches(
         if was and not now:
             out[node].fill(0)
     inked[:] = filled
-    return masked
+    return sorted({*masked, *hidden})
 
 
 _threads = threading.local()
@@ -343,6 +356,20 @@ def blank_canvas(length: int) -> np.ndarray:
     if canvas is None or len(canvas) < length:
         canvas = _threads.canvas = np.zeros((length, length), np.uint8)
     return canvas[:length, :length]
+
+
+def blank_hole(canvas: np.ndarray, layout: Layout, hole: Box, n_patches: int) -> list[int]:
+    """Blanks a rectangle of the canvas; returns the patches whose centre is in it."""
+    points = np.concatenate(layout.paths)
+    low = points.min(axis=0)
+    longest = (points.max(axis=0) - low).max()
+    left, top, right, bottom = (
+        np.clip(np.rint(np.tile(low, 2) + np.array(hole) * longest), 0, layout.side).astype(int)
+    ).tolist()
+    canvas[top:bottom, left:right] = 0
+    centers = layout.centers[:n_patches]
+    inside = (centers >= (left, top)) & (centers < (right, bottom))
+    return np.flatnonzero(inside.all(axis=1)).tolist()
 
 
 def draw_paths(canvas: np.ndarray, layout: Layout) -> None:
@@ -397,7 +424,7 @@ def _to_pixels(
 
 
 def _place(
-    points: np.ndarray, counts: np.ndarray, ends: np.ndarray, margin: int, margins: int
+    points: np.ndarray, counts: np.ndarray, ends: np.ndarray, drawing_size: int, margins: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Moves each sketch's points into its canvas, in place.
 
@@ -409,6 +436,10 @@ def _place(
     boxed = np.column_stack([firsts + 2, ends]).ravel()[:-1]
     low = np.minimum.reduceat(points, boxed)[::2]
     high = np.maximum.reduceat(points, boxed)[::2]
+    # Twice the size where the extent was truncated from nearly 2 to 1, and a pixel a row.
+    if ((high - low) > 2 * drawing_size + counts[:, None]).any():
+        raise ValueError("the sketch is too large for its type of numbers")
+    margin = line_width(drawing_size) + 1
     sides = (high - low).max(axis=1) + margins * margin
     points += np.repeat(margin - low, counts, axis=0)
     return sides, np.minimum(np.maximum.reduceat(points, firsts) + margin, sides[:, None])

@@ -17,7 +17,14 @@ import drawing
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
-from support.files import UserError, file_sha256, read_json, read_npy, write_json
+from support.files import (
+    UserError,
+    file_sha256,
+    is_of_type,
+    read_json,
+    read_npy,
+    write_json,
+)
 
 SAMPLES_NAME = "samples.json"
 ADVICE = "sample into another directory"
@@ -260,20 +267,18 @@ def read_metadata(path: Path) -> SampleMetadata:
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged, no object; {ADVICE}")
-    names = [f.name for f in fields(SampleMetadata)]
-    for name in names:
+    kinds = {f.name: f.type for f in fields(SampleMetadata)}
+    for name in kinds:
         if name not in values:
             raise UserError(f"{path}: does not say {name}; {ADVICE}")
-    metadata = SampleMetadata(**{name: values[name] for name in names})
-    number, categories = metadata.num_per_category, metadata.categories
-    good = {
-        "num_per_category": isinstance(number, int) and number > 0,
-        "categories": isinstance(categories, list) and all(isinstance(n, str) for n in categories),
-        "split": metadata.split in dataset.SPLITS,
-    }
+    metadata = SampleMetadata(**{name: values[name] for name in kinds})
+    good = {name: is_of_type(values[name], kind) for name, kind in kinds.items()}
+    good["num_per_category"] &= bool(metadata.num_per_category)
+    good["categories"] &= bool(metadata.categories)
+    good["split"] &= metadata.split in dataset.SPLITS
     for name, is_good in good.items():
         if not is_good:
-            raise UserError(f"{path}: damaged, {name} is {values[name]!r}; {ADVICE}")
+            raise UserError(f"{path}: damaged, {name} is {values[name]!r:.60}; {ADVICE}")
     return metadata
 
 

@@ -1,12 +1,10 @@
-"""Drawings: the rules of the pen, the fit, SVG and PNG alike, the patch graph, galleries, files."""
+"""Drawings: the rules of the pen, the fit, SVG and PNG alike, the patch graph, files."""
 
-import base64
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import cv2
@@ -16,7 +14,7 @@ import pytest
 import doodles
 import drawing
 import utils
-from drawing import Example
+from support.files import UserError, write_file
 
 SVG = "{http://www.w3.org/2000/svg}"
 LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
@@ -60,15 +58,6 @@ def ink_box(picture):
     """Left, top, right and bottom of the ink."""
     x, y, width, height = cv2.boundingRect(255 - picture)
     return x, y, x + width, y + height
-
-
-def contains(page, picture):
-    """Whether the colour page shows the picture somewhere, but for the frame drawn on it."""
-    inner = picture[2:-2, 2:-2]
-    if inner.ndim == 2:
-        inner = cv2.cvtColor(inner, cv2.COLOR_GRAY2BGR)
-    _, _, (x, y), _ = cv2.minMaxLoc(cv2.matchTemplate(page, inner, cv2.TM_SQDIFF))
-    return (page[y:, x:][: len(inner), : len(inner)] == inner).all()
 
 
 # The pen.
@@ -381,124 +370,6 @@ def test_graph_of_little(sketch):
     assert 0 < (alone < 128).sum() < 2000
 
 
-# Galleries.
-
-
-def example(category="cat", index=7, seed=0):
-    rng = np.random.default_rng(seed)
-    sketch = doodles.doodle("fish", rng)
-    graph = masked_graph(sketch)
-    picture = drawing.draw_graph(sketch, graph, link((2, 3, 1)))
-    return Example(category, index, sketch, graph.patches[0], doodles.doodle("tree", rng), picture)
-
-
-def test_gallery_shows_everything():
-    """Each example's four pictures are on the page, at the size asked for."""
-    examples = [example("cat", 1, 1), example("dog", 2, 2)]
-    page = drawing.gallery(examples, title="healed")
-    assert page.dtype == np.uint8 and page.ndim == 3
-    for one in examples:
-        assert contains(page, drawing.to_picture(one.original))
-        assert contains(page, drawing.to_picture(one.generated))
-        assert contains(page, drawing.canvas_picture(one.corrupted, 225, one.original))
-        small = cv2.resize(one.graph_picture, (225, 225), interpolation=cv2.INTER_AREA)
-        assert contains(page, small)
-
-
-def test_gallery_of_two_columns():
-    """A preview has no corrupted pictures or graphs, and no empty columns for them."""
-    whole = [example(seed=seed) for seed in range(2)]
-    preview = [e._replace(corrupted=None, graph_picture=None) for e in whole]
-    wide, narrow = drawing.gallery(whole), drawing.gallery(preview)
-    assert narrow.shape[0] == wide.shape[0] and narrow.shape[1] < 0.6 * wide.shape[1]
-
-
-def test_small_cells_have_fine_lines():
-    """Lines can't be thinner than three pixels; a small cell is a larger picture made smaller."""
-    one = Example("cat", 0, some_sketches()[0])
-    page = drawing.gallery([one], cell=75)
-    assert contains(
-        page, cv2.resize(drawing.to_picture(one.original), (75, 75), interpolation=cv2.INTER_AREA)
-    )
-
-
-def test_gallery_starts_a_row_for_each_category():
-    """Two examples of one category fit in a row, of two categories they do not."""
-    same = drawing.gallery([example("cat"), example("cat")])
-    different = drawing.gallery([example("cat"), example("dog")])
-    assert different.shape[0] == 2 * same.shape[0] and same.shape[1] == 2 * different.shape[1]
-    assert drawing.gallery([example("cat")] * 3, per_row=3).shape[0] == same.shape[0]
-
-
-def test_galleries_of_nothing():
-    """No examples, or examples of which a part or all is missing or empty, crash nothing."""
-    nothing = Example("cat", 0)
-    empty = Example("cat", 1, original=np.zeros((0, 3)), generated=np.zeros((0, 3)))
-    for examples in ([], [nothing], [empty], [nothing, empty, example()]):
-        page = drawing.gallery(examples)
-        assert page.ndim == 3 and page.size > 0
-        assert drawing.index_html(examples).count("<article>") == len(examples)
-    assert "no sketches" in drawing.index_html([])
-
-
-def test_gallery_captions():
-    """Captions beyond ASCII show as question marks, and one too long does not leave its tile."""
-    asked = [drawing.gallery([example(name)]) for name in ("na?ve", "naïve")]
-    np.testing.assert_array_equal(*asked)
-    short = drawing.gallery([example("W" * 200)._replace(corrupted=None)], cell=100)
-    assert (short[:, -3:] == short[0, 0]).all()
-    assert (drawing.gallery([example("cat", 1)]) != drawing.gallery([example("cat", 2)])).any()
-
-
-class Page(HTMLParser):
-    """Checks that all elements are closed in order; keeps tags, attributes and texts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.texts = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.handle_startendtag(tag, attributes)
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data.strip())
-
-
-def test_html_is_whole_and_self_contained():
-    """Each picture is in the page itself, and nothing is fetched from elsewhere."""
-    one = example("cat", 12)
-    text = drawing.index_html([one, example("dog", 3)], title="Healed", facts={"prob": 0.3})
-    page = Page(text)
-    assert page.tags.count("svg") == 4 and page.tags.count("img") == 4
-    assert page.tags.count("h2") == 2 and {"cat", "dog", "#12", "#3", "0.3"} <= set(page.texts)
-    links = [value for name, value in page.attributes if name in ("src", "href")]
-    assert all(value.startswith("data:image/png;base64,") for value in links)
-    assert "url(" not in text and "@import" not in text and "<script" not in text
-    png = np.frombuffer(base64.b64decode(links[0].partition(",")[2]), np.uint8)
-    np.testing.assert_array_equal(cv2.imdecode(png, cv2.IMREAD_COLOR), one.graph_picture)
-
-
-def test_html_is_escaped():
-    """Names come from files and flags; none may become markup."""
-    evil = "</title><script>alert('x')</script>&{body}"
-    page = Page(drawing.index_html([Example(evil, 0)], title=evil, facts={evil: evil}))
-    assert "script" not in page.tags
-    assert page.texts.count(evil) == 4  # title, heading, category and the value of the fact
-    assert f"{evil}:" in page.texts
-
-
 # Files.
 
 
@@ -508,7 +379,7 @@ def test_png_round_trip(tmp_path):
     drawing.write_png(tmp_path / "grey.png", grey)
     read = cv2.imread(str(tmp_path / "grey.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(read, grey)
-    colour = drawing.gallery([example()])
+    colour = drawing.draw_graph(LINE, masked_graph(LINE), link())
     drawing.write_png(str(tmp_path / "colour.png"), colour)
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "colour.png")), colour)
     assert len(list(tmp_path.iterdir())) == 2
@@ -517,8 +388,8 @@ def test_png_round_trip(tmp_path):
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     """A file is never half written: a failure leaves the old one, and no litter."""
     path = tmp_path / "a.svg"
-    drawing.write_text(path, "old ü")
-    drawing.write_text(path, "new ü")
+    write_file(path, "old ü")
+    write_file(path, "new ü")
     assert path.read_text(encoding="utf-8") == "new ü"
 
     def full(*_):
@@ -526,22 +397,25 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr("os.replace", full)
-    for write, content in ((drawing.write_text, "newer"), (drawing.write_png, np.zeros((9, 9)))):
-        with pytest.raises(OSError, match="no space left"):
+    for write, content in ((write_file, "newer"), (drawing.write_png, np.zeros((9, 9)))):
+        with pytest.raises(UserError, match="a.svg: can't be written .no space left"):
             write(path, content)
     assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]
     assert path.read_text(encoding="utf-8") == "new ü"
 
 
 def test_unwritable_places(tmp_path):
-    """A missing directory, or a file in its place, is an error of the operating system."""
+    """A missing directory, or a file in its place, is one line that names the path."""
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "missing" / "a.svg", tmp_path / "file" / "a.svg"):
-        with pytest.raises(OSError):
-            drawing.write_text(place, "x")
+        with pytest.raises(UserError, match="a.svg: can't be written"):
+            write_file(place, "x")
 
 
 def test_imports_little():
     """Drawing is of use without the model: it must not load Keras or TensorFlow."""
-    code = "import drawing, sys; sys.exit(bool({'keras', 'tensorflow'} & set(sys.modules)))"
+    code = (
+        "import drawing, sys; assert 'matplotlib' not in sys.modules; import gallery; "
+        "sys.exit(bool({'keras', 'tensorflow', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=drawing.__file__[:-10]).returncode == 0

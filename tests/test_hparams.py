@@ -48,6 +48,7 @@ DEFAULTS = {
     "seed": 0,
     "num_per_category": 0,
     "mask_prob": 0.1,
+    "split_train": 0.0,
     "masking": "auto",
 }
 
@@ -347,6 +348,7 @@ OTHERS = {
     "seed": 2**32 - 1,
     "num_per_category": 70,
     "mask_prob": 0.0,
+    "split_train": 0.2,
     "edges": "temporal",
     "drawing_size": 512,
     "masking": "sketchhealer",
@@ -459,8 +461,67 @@ def test_published_config():
     stored = json.loads(PUBLISHED.read_text())
     options = config.hparams.used()
     assert config.unknown == {"semi_percent": 0.0, "semi_balanced": False}
-    ours = {"seed": 0, "mask_prob": 0.1, "precision": "float32", "drawing_size": 640}
+    ours = {
+        "seed": 0,
+        "mask_prob": 0.1,
+        "split_train": 0.0,
+        "precision": "float32",
+        "drawing_size": 640,
+    }
     ours |= {"method": "sp_gra2seq", "edges": "auto", "masking": "auto"}
     assert {**options, **config.unknown} == {**ours, **stored}
     assert config.scale_factor is None
     assert "unknown option 'semi_percent'" in refusal(read_config, PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("num_steps=" + "9" * 400, "at most 1000000000000"),
+        ("max_seq_len=1000000000000", "at most 1000000"),
+        ("dec_rnn_size=1" + "0" * 30, "at most 65536"),
+        ("z_size=65537", "at most 65536"),
+        ("batch_size=65537", "at most 65536"),
+        ("graph_number=1000000000", "at most 4096"),
+        ("num_mixture=100000000", "at most 16777216"),
+        ("num_per_category=10000000000", "at most 1000000000"),
+        ("save_every=10000000000", "at most 1000000000"),
+        ("learning_rate=1e39", "at most 1000"),
+        ("grad_clip=1e39", "at most 1e+30"),
+        ("split_train=0.5", "at most 0.4"),
+    ],
+)
+def test_what_sizes_memory_has_bounds(text, part):
+    """No option is accepted that no machine could hold, or that float32 can't."""
+    assert part in refusal(parse_hparams, text)
+
+
+def test_options_too_large_together():
+    """Each is allowed alone; the line names the options and estimates the memory.
+
+    The pictures of a batch and their activations: 65536 * 4096 nodes of 256 * 256 pixels at 49
+    bytes are 862 TB; sketches of a million rows are 128 * 10^6 * (10 * 1024 + 300) * 4 = 5.4 TB.
+    """
+    message = refusal(parse_hparams, "batch_size=65536,graph_number=4096")
+    assert message.startswith("options batch_size, graph_number and graph_picture_size: ")
+    estimate = float(message.partition("needs about ")[2].partition(" TB")[0])
+    assert 862 <= estimate < 900
+    message = refusal(parse_hparams, "max_seq_len=1000000")
+    assert message.startswith("options max_seq_len, batch_size and dec_rnn_size: ")
+    assert 5.3 < float(message.partition("needs about ")[2].partition(" TB")[0]) < 5.6
+    largest = HParams(batch_size=1024, dec_rnn_size=4096, max_seq_len=2000, graph_number=64)
+    assert sum(largest.memory_needed().values()) < 10**12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"categories": ("a\ud800",)},
+        {"dec_model": "\udc80"},
+        {"\ud800": 3},
+        {"num_steps": "\ud800"},
+    ],
+)
+def test_halves_of_characters(options):
+    """An unpaired surrogate can't be in a file's name, nor be printed; the line shows its code."""
+    assert refusal(lambda: HParams(**options)).isprintable()

@@ -9,7 +9,7 @@ from scipy import stats
 import graphs
 import model as network
 import unroll
-from encoders import CHANNELS, PatchEncoder
+from encoders import CHANNELS
 from hparams import HParams
 from model import Adam, SPGra2Seq
 from support.backend import keras, ops
@@ -237,22 +237,6 @@ def test_moving_variance_is_the_biased_one(reference, published, batch):
         theirs = reference["after1/" + golden_data.published_name(variable)]
         unbiased = (np.asarray(variable) - 0.9 * start[path]) * count / (count - 1)
         assert relative(0.9 * start[path] + unbiased, theirs) < FORWARD
-
-
-@pytest.mark.parametrize("side", [2, 30, 64, 100, 128, 130, 200, 250, 256])
-def test_encoder_is_the_convolutional_network(side):
-    """Matrix products in quadtree order are 2 x 2 convolutions of stride 2 with SAME padding."""
-    encoder = PatchEncoder(seed=side)
-    pictures = np.random.default_rng(side).integers(0, 256, (2, side, side)).astype(np.uint8)
-    # In float64: a float32 convolution is itself off by more than the bound.
-    x = ops.cast(pictures, "float64")[..., None] / 255 * 2 - 1
-    for layer, kernel in enumerate(encoder.filters):
-        kernel = ops.cast(kernel, "float64")
-        x = ops.conv(x, kernel, strides=2, padding="same", data_format="channels_last")
-        x = ops.relu(x) if layer < 6 else x
-    x = ops.max_pool(x, 2, strides=2, padding="same", data_format="channels_last")
-    assert x.shape[1:3] == (1, 1)
-    assert relative(encoder(pictures), np.asarray(x).reshape(2, -1)) < 1e-6  # float32 rounding
 
 
 def proximity_by_brute_force(e, mask):

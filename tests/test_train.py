@@ -419,3 +419,17 @@ def test_a_lost_worker_ends_the_run_with_a_line(data_dir, tmp_path):
     assert errors.count("\n") == 1
     assert not any(Path(f"/proc/{process}").exists() for process in started)
     checkpoints.read_arrays(root / "latest.npz")
+
+
+@pytest.mark.parametrize(
+    ("categories", "chosen", "each"),
+    [(1, [0], 16), (3, [0, 1, 2], 5), (16, range(16), 1), (31, range(0, 31, 2), 1)],
+)
+def test_what_a_preview_shows(categories, chosen, each):
+    """At most 16 sketches, as many of each category; many categories are thinned out evenly."""
+    category = np.repeat(np.arange(categories, dtype=np.int32), 20)
+    n = len(category)
+    ends = np.arange(n + 1, dtype=np.int64)
+    split = dataset.Split(np.zeros((n, 3), np.float32), ends, category, ends[1:], 1.0)
+    expected = [20 * c + i for c in chosen for i in range(each)]
+    assert train.previewed(split) == expected and len(expected) <= 16

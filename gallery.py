@@ -1,0 +1,342 @@
+"""Examples side by side: galleries, web pages; tables of what was taken for what.
+
+Colour pictures are uint8 (height, width, 3), blue first, as OpenCV reads and writes them.
+"""
+
+import base64
+import functools
+import html
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+# Its notes on fonts and on its cache, which it writes while it is imported.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+from matplotlib import font_manager  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ft2font import FT2Font  # noqa: E402
+
+from drawing import (  # noqa: E402
+    EDGE,
+    GRAPH_SIDE,
+    MASKED,
+    SIDE,
+    Colour,
+    canvas_picture,
+    png,
+    to_picture,
+    to_svg,
+)
+
+PAGE, TEXT, RULE = (246, 246, 246), (60, 60, 60), (215, 215, 215)  # blue, green, red
+DPI = 72  # so that a font's size in points is its size in pixels
+FONT = "DejaVu Sans"  # comes with matplotlib
+MAX_NUMBERED = 30  # categories of a table that has room for numbers
+MIN_TABLE = 280  # pixels of a table's side, so that its title fits
+
+
+class Example(NamedTuple):
+    """What a gallery shows of one sketch; all pictures are optional.
+
+    Attributes:
+        category: its name; neighbouring examples of the same category are shown together.
+        index: the sketch's row in its split.
+        original: stroke-3 (n, 3).
+        corrupted: uint8 (S, S), ink 255 on 0: node 0 of the corrupted sketch's graph.
+        generated: stroke-3 (n, 3).
+        graph_picture: uint8 (side, side, 3) from `draw_graph`.
+    """
+
+    category: str
+    index: int
+    original: np.ndarray | None = None
+    corrupted: np.ndarray | None = None
+    generated: np.ndarray | None = None
+    graph_picture: np.ndarray | None = None
+
+
+COLUMNS = {  # in the order of display
+    "original": "original",
+    "graph_picture": "graph",
+    "corrupted": "corrupted",
+    "generated": "generated",
+}
+
+
+def gallery(
+    examples: Sequence[Example],
+    *,
+    title: str = "",
+    per_row: int = 2,
+    cell: int = SIDE,
+    by_category: bool = True,
+) -> np.ndarray:
+    """Examples side by side in one picture.
+
+    Args:
+        examples: any number; each shows the columns that at least one of them has.
+        title: stands on top.
+        per_row: how many examples stand side by side, at least 1.
+        cell: side of one picture in pixels.
+        by_category: whether each category starts a row.
+
+    Returns:
+        uint8 (height, width, 3), blue first.
+
+    Raises:
+        ValueError: see `drawing.to_paths`.
+    """
+    columns = _columns(examples)
+    groups = [list(group) for _, group in groupby(examples, lambda example: example.category)]
+    if not by_category:
+        groups = [list(examples)]
+    rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
+    height, width = _tile_size(len(columns), cell)
+    header = cell // 3 if title or not rows else 0
+    most = max(map(len, rows), default=0)
+    page = np.full(
+        (header + len(rows) * height, max(most * width, 3 * cell if header else 0), 3),
+        PAGE,
+        np.uint8,
+    )
+    if header:
+        title = title if rows else f"{title} (no sketches)"
+        _write(page, title, cell // 20, header // 2, cell / 9)
+    for r, row in enumerate(rows):
+        for c, example in enumerate(row):
+            tile = page[header + r * height :, c * width :][:height, :width]
+            _draw_tile(tile, example, columns, cell)
+    return page
+
+
+def confusion_png(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
+    """What was taken for what, in percent of each row, tables side by side, as a PNG file.
+
+    Args:
+        tables: title to counts, int (C, C): row the true category, column the one it was taken
+            for. A row without counts stays blank, and so does a share of 0.
+        names: of the C categories.
+    """
+    count = len(names)
+    numbered = count <= MAX_NUMBERED
+    cell, size = (56, 14) if numbered else (12, 9)  # pixels
+    side, gap = max(count * cell, MIN_TABLE), 4 * size
+    width = len(tables) * (side + gap)
+    figure = Figure((width / DPI, side / DPI), dpi=DPI, facecolor=_rgb(PAGE))
+    texts = [_showable(name) for name in names]
+    font = {
+        "fontsize": size,
+        "family": _families("".join(texts)),
+        "parse_math": False,
+        "textcoords": "offset points",
+    }
+    paint = np.where(np.eye(count, dtype=bool)[..., None], _rgb(EDGE), _rgb(MASKED))
+    edges = np.arange(count + 1) - 0.5
+    for i, (title, counts) in enumerate(tables.items()):
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes = figure.add_axes((i * (side + gap) / width, 0, side / width, 1))
+        axes.set_axis_off()
+        axes.imshow(1 - shares[..., None] * (1 - paint), aspect="auto", interpolation="nearest")
+        axes.hlines(edges, -0.5, count - 0.5, _rgb(RULE), linewidth=1)
+        axes.vlines(edges, -0.5, count - 0.5, _rgb(RULE), linewidth=1)
+        axes.set_title(f"{title}\nrows: true, columns: taken for, %", fontsize=1.1 * size)
+        for k, text in enumerate(texts):
+            below = {"xy": (k, count - 0.5), "xytext": (0, -6), "rotation": 90}
+            axes.annotate(text, **below, **font, ha="center", va="top")
+            if i == 0:
+                left = {"xy": (-0.5, k), "xytext": (-6, 0)}
+                axes.annotate(text, **left, **font, ha="right", va="center")
+        for row, column in np.argwhere(shares > 0) if numbered else ():
+            share = shares[row, column]
+            text = "100" if share == 1 else f"{100 * share:.1f}"
+            ink = "white" if share > 0.5 else _rgb(TEXT)
+            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink)
+    file = io.BytesIO()
+    # The names stand outside of the axes; the page grows as they need.
+    figure.savefig(file, format="png", bbox_inches="tight", pad_inches=16 / DPI)
+    return file.getvalue()
+
+
+def index_html(
+    examples: Sequence[Example], *, title: str = "Sketches", metadata: Mapping[str, object] = {}
+) -> str:
+    """Examples as a web page that needs no other file, category by category.
+
+    Args:
+        examples: any number; each shows the columns that at least one of them has. One takes
+            about 10 KB, with a graph picture 100 KB.
+        title: stands on top.
+        metadata: shown below the title, name and value, e.g. the model and the temperature.
+
+    Raises:
+        ValueError: see `drawing.to_paths`.
+    """
+    columns = _columns(examples)
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    if metadata:
+        pairs = [f"{html.escape(k)}: <b>{html.escape(str(v))}</b>" for k, v in metadata.items()]
+        body.append(f"<p>{' · '.join(pairs)}</p>")
+    if not examples:
+        body.append("<p>no sketches</p>")
+    for category, group in groupby(examples, key=lambda example: example.category):
+        body.append(f"<section><h2>{html.escape(category)}</h2>")
+        for example in group:
+            figures = "".join(_figure(example, field) for field in columns)
+            body.append(f"<article><h3>#{example.index}</h3>{figures}</article>")
+        body.append("</section>")
+    return HTML.format(title=html.escape(title), body="\n".join(body))
+
+
+HTML = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
+body {{ margin: 2rem }}
+h1, h2 {{ font-weight: 600 }}
+section {{ display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem }}
+h2 {{ flex: 100%; margin: 1rem 0 -.5rem; border-bottom: 1px solid #8886 }}
+article {{ display: flex; flex-wrap: wrap; gap: .5rem }}
+h3 {{ flex: 100%; margin: 0; font-size: .9rem }}
+figure {{ margin: 0 }}
+figure > :first-child {{ display: block; width: 225px; height: 225px; border-radius: 6px;
+  background: #fff; box-shadow: 0 0 0 1px #8886 }}
+figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _columns(examples: Sequence[Example]) -> list[str]:
+    return [f for f in COLUMNS if any(getattr(example, f) is not None for example in examples)]
+
+
+def _spacing(cell: int) -> tuple[int, int]:
+    """Between two pictures of a tile, and the height of a line of text."""
+    return max(4, cell // 20), max(18, cell // 9)
+
+
+def _tile_size(columns: int, cell: int) -> tuple[int, int]:
+    gap, line = _spacing(cell)
+    return cell + 2 * line + gap, columns * (cell + gap) + 3 * gap
+
+
+def _draw_tile(tile: np.ndarray, example: Example, columns: list[str], cell: int) -> None:
+    """One example with its captions, onto a blank part of the page."""
+    gap, line = _spacing(cell)
+    _write(tile, f"{example.category} {example.index}", gap, line // 2, 0.65 * line)
+    for c, field in enumerate(columns):
+        x = gap + c * (cell + gap)
+        place = tile[line : line + cell, x : x + cell]
+        place[:] = _cell(example, field, cell)
+        outline = place[0], place[-1], place[:, 0], place[:, -1]
+        for edge in outline:
+            edge[:] = RULE
+        _write(tile[:, : x + cell], COLUMNS[field], x, line + cell + line // 2, 0.55 * line)
+
+
+def _cell(example: Example, field: str, side: int) -> np.ndarray:
+    """One picture of an example, uint8 (side, side, 3); white where there is none."""
+    content = getattr(example, field)
+    if content is None:
+        return np.full((side, side, 3), 255, np.uint8)
+    if field == "graph_picture":
+        picture = content
+    else:
+        drawn = max(side, SIDE)  # the thinnest line would be too thick for a small picture
+        if field == "corrupted":
+            picture = canvas_picture(content, drawn, example.original)
+        else:
+            picture = to_picture(content, drawn)
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _figure(example: Example, field: str) -> str:
+    """One picture of an example as HTML."""
+    if getattr(example, field) is None:
+        picture = "<span></span>"
+    elif field in ("original", "generated"):
+        picture = to_svg(getattr(example, field)).strip()
+    else:
+        data = base64.b64encode(png(_cell(example, field, GRAPH_SIDE))).decode()
+        picture = f'<img alt="" src="data:image/png;base64,{data}">'
+    return f"<figure>{picture}<figcaption>{COLUMNS[field]}</figcaption></figure>"
+
+
+def _write(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
+    """Writes a line of text from x on, vertically centred at y, shortened to fit."""
+    room = picture.shape[1] - x
+    ink = _ink(text, size)
+    while ink.shape[1] > room and len(text) > 3:
+        text = text[: min(len(text) - 4, len(text) * room // ink.shape[1])] + "..."
+        ink = _ink(text, size)
+    top = max(0, y - len(ink) // 2)
+    place = picture[top : top + len(ink), x : x + ink.shape[1]]
+    ink = ink[: len(place), : place.shape[1], None]
+    place[:] = np.rint(place * (1 - ink) + np.array(TEXT) * ink)
+
+
+@functools.lru_cache(4096)  # captions come again and again
+def _ink(text: str, size: float) -> np.ndarray:
+    """A line of text as ink from 0 to 1, (2 * size, its width), its small letters in the middle."""
+    text = _showable(text)
+    figure = Figure(dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    line = figure.text(0, 0.35, text, fontsize=size, family=_families(text), parse_math=False)
+    width = line.get_window_extent(canvas.get_renderer()).width
+    figure.set_size_inches((int(width) + 2) / DPI, round(2 * size) / DPI)
+    canvas.draw()
+    return 1 - np.asarray(canvas.buffer_rgba())[..., 0] / 255
+
+
+def _showable(text: str) -> str:
+    """The text on one line; a character that no font has is shown as its number, U+706B."""
+    return "".join(c if _family(c) else f"U+{ord(c):04X}" for c in " ".join(text.split()))
+
+
+def _families(text: str) -> list[str]:
+    """The fonts that a text needs."""
+    return list(dict.fromkeys([FONT, *filter(None, map(_family, text))]))
+
+
+@functools.cache
+def _family(character: str) -> str | None:
+    """A font that has a character: matplotlib's own or, failing that, one of this machine's."""
+    own = font_manager.findfont(FONT)
+    for path in (own, *_system_fonts()):
+        try:
+            font = FT2Font(path)
+        except (OSError, RuntimeError):  # damaged, or of a kind that matplotlib can't draw
+            continue
+        if font.scalable and font.get_char_index(ord(character)):
+            if path != own:
+                font_manager.fontManager.addfont(path)
+            return font.family_name
+    return None
+
+
+@functools.cache
+def _system_fonts() -> list[str]:
+    """Font files of this machine, those in plain style first."""
+    paths = sorted(font_manager.findSystemFonts())
+    return sorted(paths, key=lambda path: "regular" not in path.lower())
+
+
+def _rgb(colour: Colour) -> np.ndarray:
+    """A colour as matplotlib takes it: red, green, blue from 0 to 1."""
+    return np.array(colour[::-1]) / 255
