@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from methods import METHODS, Method, shared_options, unused_options
 from support.files import UserError, read_json, write_json
 
 CONFIG_NAME = "model_config.json"
+AUTO = "auto"  # of an option: what suits the method
 MAX_ROWS = 10**6  # of a sketch
 MAX_MEMORY = 10**12  # bytes of a training step; no device has as much
 
@@ -30,6 +32,14 @@ _NAMES_ALLOWED = "a list in brackets of one or more names, all different, withou
 _KEEP = "Keep (not drop) probability of the decoder's"
 
 
+def _choices(name: Literal["edges", "masking"]) -> str:
+    """What is allowed for an option that depends on the method."""
+    choices = {method: getattr(traits, name) for method, traits in METHODS.items()}
+    return "; ".join(
+        [AUTO, *(f"{method}: {' or '.join(found)}" for method, found in choices.items() if found)]
+    )
+
+
 class HParams(BaseModel):
     """All options, frozen; `UserError` for a bad one. `categories` is a tuple of names."""
 
@@ -40,6 +50,16 @@ class HParams(BaseModel):
         strict=False,
         json_schema_extra={"allowed": _NAMES_ALLOWED},
         description="Categories to learn; the data directory holds one <category>.npz for each.",
+    )
+    method: str = Field(
+        "sp_gra2seq",
+        json_schema_extra={"allowed": " or ".join(METHODS)},
+        description="The encoder, with its nodes, edges and masking.",
+    )
+    edges: str = Field(
+        AUTO,
+        json_schema_extra={"allowed": _choices("edges")},
+        description="What links the nodes; auto: the first that the method has.",
     )
     num_steps: int = Field(
         1000001, ge=1, le=10**12, description="Most optimiser updates that a run makes."
@@ -61,6 +81,15 @@ class HParams(BaseModel):
     )
     graph_picture_size: int = Field(
         256, ge=2, le=256, multiple_of=2, description="Side of a node's picture in pixels."
+    )
+    drawing_size: int = Field(
+        640, ge=64, le=4096, description="Pixels of a sketch's longer side, before it is cropped."
+    )
+    lattice_size: int = Field(
+        32, ge=1, le=256, description="Lines of the lattice in each direction."
+    )
+    lattice_nodes: int = Field(
+        150, ge=1, le=1024, description="Most points of the lattice; of more, some are left out."
     )
     num_mixture: int = Field(
         30,
@@ -117,6 +146,11 @@ class HParams(BaseModel):
         description="Share of the training sketches that becomes the validation set of a file "
         "without one, and as many the test set; 0: such a file is refused.",
     )
+    masking: str = Field(
+        AUTO,
+        json_schema_extra={"allowed": _choices("masking")},
+        description="How they are erased in training; auto: the first that the method has.",
+    )
 
     def __init__(self, /, **options: Any) -> None:
         """Check the options given; the others take their defaults. `UserError` for a bad one."""
@@ -140,12 +174,17 @@ class HParams(BaseModel):
         nodes = batch * graph
         weights = 4 * units * (units + code + 5) + 2 * units * (code + 64)
         # The seven convolutions, halving sides and growing channels, have about 6 numbers a pixel.
-        return {
+        of_nodes = {
             "batch_size, graph_number and graph_picture_size": (
                 nodes * self.graph_picture_size**2 * (1 + 2 * 6 * number)
             ),
             "batch_size and graph_number": 3 * batch * graph**2 * number,
             "batch_size, graph_number and num_mixture": nodes * self.num_mixture * number,
+            "batch_size and lattice_nodes": 3 * batch * self.lattice_nodes**2 * number,
+        }
+        unused = unused_options(self.method)
+        return {
+            **{k: v for k, v in of_nodes.items() if not any(name in k for name in unused)},
             "dec_rnn_size and z_size": 4 * weights * number,  # and gradients, and Adam's two
             "max_seq_len, batch_size and dec_rnn_size": steps * batch * (10 * units + 300) * number,
         }
@@ -154,6 +193,34 @@ class HParams(BaseModel):
         """Return a checked copy with some options changed. `UserError` for a bad one."""
         # pydantic's own model_copy(update=...) checks nothing.
         return type(self)(**{**dict(self), **changes})
+
+    @property
+    def traits(self) -> Method:
+        """What the method needs."""
+        return METHODS[self.method]
+
+    @property
+    def edge_kind(self) -> str:
+        """The edges that `edges` stands for; "" where the method has no choice."""
+        return next(iter(self.traits.edges), "") if self.edges == AUTO else self.edges
+
+    @property
+    def training_masking(self) -> str:
+        """The approach that `masking` stands for."""
+        return self.traits.masking[0] if self.masking == AUTO else self.masking
+
+    def used(self) -> dict[str, Any]:
+        """The options that the method uses, by name, as JSON holds them."""
+        unused = unused_options(self.method)
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if name not in unused}
+
+    @field_validator("method")
+    @classmethod
+    def _check_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"{_shown(method)} is not allowed")
+        return method
 
     @field_validator("categories")
     @classmethod
@@ -179,8 +246,18 @@ class HParams(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        for name in unused_options(self.method):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(_not_used(name, self.method))
+        for name in ("edges", "masking"):
+            value, known = getattr(self, name), getattr(self.traits, name)
+            if value != AUTO and value not in known:
+                raise ValueError(
+                    f"option {name}: {_shown(value)} is not allowed with method={self.method}; "
+                    f"allowed: {' or '.join([AUTO, *known])}"
+                )
         patches = self.batch_size * (self.graph_number - 1)
-        if self.num_mixture > patches:
+        if "num_mixture" in self.traits.options and self.num_mixture > patches:
             raise ValueError(
                 f"option num_mixture: {self.num_mixture} is not allowed with batch_size="
                 f"{self.batch_size} and graph_number={self.graph_number}; allowed: at most "
@@ -212,6 +289,8 @@ class HParams(BaseModel):
 def parse_hparams(text: str, base: HParams | None = None) -> HParams:
     """Read options as a command line gives them: `categories=[bee,The Mona Lisa],batch_size=64`.
 
+    An option that the method does not use is refused, even at its default.
+
     Commas separate options except inside brackets and quotes, names may stand in ' or ", and
     spaces around a name or value don't count. What is not given comes from `base`, or else from
     the defaults. `UserError` for anything that is not understood or not allowed.
@@ -230,7 +309,11 @@ def parse_hparams(text: str, base: HParams | None = None) -> HParams:
             given[name] = _convert(value, _schema().get(name, {}).get("type"))
         except UserError as error:
             raise UserError(f"option {name}: {error}") from None
-    return (base or HParams()).replace(**given)
+    hparams = (base or HParams()).replace(**given)
+    for name in unused_options(hparams.method):
+        if name in given and given[name] != AUTO:
+            raise UserError(_not_used(name, hparams.method))
+    return hparams
 
 
 class ModelConfig(NamedTuple):
@@ -248,7 +331,7 @@ def write_config(path: str | Path, hparams: HParams, scale_factor: float | None 
     `UserError` where the file can't be written or the scale factor is not a positive number.
     """
     scale_factor = _check_scale_factor(scale_factor, path)
-    values = {**hparams.model_dump(mode="json"), "scale_factor": scale_factor}
+    values = {**hparams.used(), "scale_factor": scale_factor}
     write_json(path, values)
 
 
@@ -273,9 +356,11 @@ def read_config(path: str | Path, allow_unknown: bool = False) -> ModelConfig:
 def option_rows() -> list[tuple[str, str, str, str]]:
     """Return (name, default as it is written on a command line, what is allowed, description)."""
     rows = []
+    users = shared_options()
     for name, field in HParams.model_fields.items():
         default = f"[{','.join(field.default)}]" if name == "categories" else str(field.default)
-        rows.append((name, default, _allowed(name), field.description or ""))
+        only = f" Only {', '.join(users[name])}." if name in users else ""
+        rows.append((name, default, _allowed(name), f"{field.description}{only}"))
     return rows
 
 
@@ -334,6 +419,11 @@ def _unquote(text: str) -> str:
 @functools.cache
 def _schema() -> dict[str, dict[str, Any]]:
     return HParams.model_json_schema()["properties"]
+
+
+def _not_used(name: str, method: str) -> str:
+    users = ", ".join(shared_options()[name])
+    return f"option {name}: method={method} does not use it; it belongs to {users}"
 
 
 def _allowed(name: str) -> str:

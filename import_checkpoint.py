@@ -1,4 +1,6 @@
-"""Turns a checkpoint of the published TensorFlow 1.12 implementation into a model directory.
+"""Turns a checkpoint of SP-gra2seq's published TensorFlow 1.12 code into a model directory.
+
+Those of the other methods belong to other decoders, and SketchLattice's lack trained layers.
 
 python import_checkpoint.py --checkpoint_dir=PUBLISHED --model_dir=OUT [--step=N] [--data_dir=DIR]
 """
@@ -86,6 +88,11 @@ def import_checkpoint(
     prefix = _find_prefix(checkpoint_dir, step)
     config = read_config(checkpoint_dir / CONFIG_NAME, allow_unknown=True)
     hparams, scale_factor = config.hparams, config.scale_factor
+    if hparams.method != "sp_gra2seq":
+        raise UserError(
+            f"{checkpoint_dir / CONFIG_NAME}: method={hparams.method}; only checkpoints of "
+            "SP-gra2seq can be imported, those of other methods belong to other decoders"
+        )
     warnings = []
     if config.unknown:
         ignored = one_line(ValueError(", ".join(config.unknown)))
@@ -229,7 +236,11 @@ def main() -> None:
 
 def define_flags() -> None:
     """Declares the command line's flags."""
-    flags.DEFINE_string("checkpoint_dir", None, "Directory of a published checkpoint.")
+    flags.DEFINE_string(
+        "checkpoint_dir",
+        None,
+        "Directory of a published checkpoint of SP-gra2seq, no other method.",
+    )
     flags.DEFINE_string("model_dir", None, "Directory to write the model to.")
     flags.DEFINE_integer(
         "step", None, "N of vector-N; by default the latest, as the file checkpoint names it.", 0

@@ -5,7 +5,7 @@ does not depend on the other sketches of a run.
 """
 
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from support.backend import compiled, keras, ops
 from support.checks import check_real
 from support.files import UserError
 from support.workers import prefetch
-from utils import Box, SketchGraph
+from utils import Box
 
 GENERATION_STREAM = 3  # first entry of the random streams' keys; see `batches`
 ENCODING_BATCH = 32
@@ -33,13 +33,14 @@ class Encoded(NamedTuple):
     Attributes:
         key: the sketch's.
         code: mu, float32 (Z,).
-        graph: its patches, which the next batches may overwrite unless a reference is kept.
-        adjacency: float32 (G, G).
+        graph: its nodes, as `drawing.draw_graph` shows them. The next batches may overwrite them
+            unless a reference is kept.
+        adjacency: float32 (N, N), between them.
     """
 
     key: Hashable
     code: np.ndarray
-    graph: SketchGraph
+    graph: Any
     adjacency: np.ndarray
 
 
@@ -61,10 +62,10 @@ def encode_sketches(
     Args:
         model: the model.
         sketches: stroke-3 (n, 3) in model units; one of fewer than two rows is a blank canvas.
-        mask_prob: see `utils.make_graph`.
-        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
-        masking: see `utils.make_graph`.
-        holes: for each sketch a rectangle to blank, see `utils.crop_patches`; None: none.
+        mask_prob: see `batches.make_graphs`.
+        seeds: see `batches.make_graphs`.
+        masking: see `batches.make_graphs`.
+        holes: see `batches.make_graphs`.
         keys: names of the sketches; None: their positions.
         wanted: the keys whose codes are wanted; None: all. A code's last bits depend on its
             neighbours, so these stay in the batches that they would be in without it.
@@ -96,9 +97,13 @@ def encode_sketches(
             holes=None if holes is None else [*(holes[i] for i in members), *[None] * empty],
         )
 
-    encode = compiled(model.encode_graphs, model) if jit else model.encode_graphs
-    for members, (batch, graphs) in zip(batches, prefetch(make, batches, workers), strict=True):
-        mu, _, adjacency = encode(batch["patches"], batch["graph_masks"])
+    def encode_nodes(nodes):
+        found = model.encode_nodes(nodes)
+        return found.mu, found.adjacency
+
+    encode = compiled(encode_nodes, model) if jit else encode_nodes
+    for members, (nodes, graphs) in zip(batches, prefetch(make, batches, workers), strict=True):
+        mu, adjacency = encode(nodes)
         mu, adjacency = ops.convert_to_numpy(mu), ops.convert_to_numpy(adjacency)
         for place, i in enumerate(members):
             if wanted is None or keys[i] in wanted:

@@ -20,6 +20,7 @@ import drawing
 import gallery
 import inference
 import utils
+from batches import count_seeds
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
@@ -53,6 +54,8 @@ from support.workers import prefetch
 
 RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
 PICTURES = ("svg", "png")
+OWN_SEEDS = ("lattice",)  # approaches that take too many numbers for a file
+MASKING_STREAM = 4  # first entry of the random streams' keys; see `batches`
 SHOWN_PER_CATEGORY = 6
 SHOWN_DRAWINGS = 40
 HEALED_NAME = "healed.json"
@@ -125,8 +128,10 @@ def sample(
         temperature: see `inference.generate`.
         greedy: see `inference.generate`.
         seed: of the generation's random numbers.
-        masking: see `utils.make_graph`.
-        random_seed: .npy of uniform numbers that decide what is erased.
+        masking: one of the approaches of the model's method: "patch", "sketchhealer" or
+            "lattice".
+        random_seed: .npy of uniform numbers that decide what is erased. Where lattice points are
+            dropped, `seed` and the sketch's key decide.
         categories: which of the model's; None: all. A subset loses the same patches as in a call
             for all.
         split: train, valid or test.
@@ -141,9 +146,10 @@ def sample(
         UserError: no model, no data, seeds that run out, an output_dir that holds other samples.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, seed, masking, split, batch_size, pictures, workers)
+    _check(num_per_category, prob, temperature, seed, split, batch_size, pictures, workers)
     config = read_config(Path(model_dir) / CONFIG_NAME)
     hparams = config.hparams
+    _check_masking(masking, hparams)
     wanted = tuple(hparams.categories) if categories is None else categories
     for name in wanted:
         if name not in hparams.categories:
@@ -151,12 +157,25 @@ def sample(
                 f"--categories: the model has no category {name!r}, it has "
                 f"{', '.join(hparams.categories)}"
             )
-    needed = wanted if prob == 0 else None
+    # What a file's numbers erase depends on the categories before.
+    of_file = masking not in OWN_SEEDS
+    needed = None if prob > 0 and of_file else wanted
     data, warnings = load_split(data_dir, hparams, config.scale_factor, split, needed)
     model = checkpoints.load_model(model_dir)
     for warning in (*warnings, *data.warnings):
         print(f"Note: {warning}.")
-    plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
+    plan = make_plan(
+        data.splits[split],
+        hparams,
+        num_per_category,
+        wanted,
+        prob if of_file else 0.0,
+        random_seed,
+    )
+    if prob > 0 and not of_file:
+        number = dataset.SPLITS.index(split)
+        keys = [(number, *plan.split.key(member)) for member in plan.members]
+        plan = plan._replace(seeds=own_seeds(hparams, masking, seed, keys))
     if not plan.members:
         raise UserError(
             f"{data_dir}: no usable sketch in the {split} split of {', '.join(wanted)}"
@@ -173,7 +192,7 @@ def sample(
         num_per_category=num_per_category,
         prob=prob,
         masking=masking,
-        random_seed_sha256=file_sha256(random_seed) if prob > 0 else None,
+        random_seed_sha256=file_sha256(random_seed) if prob > 0 and of_file else None,
         temperature=temperature,
         greedy=greedy,
         seed=seed,
@@ -292,7 +311,7 @@ def heal(
         temperature: see `inference.generate`.
         greedy: see `inference.generate`.
         seed: of the generation's random numbers.
-        masking: see `utils.make_graph`.
+        masking: see `sample`.
         random_seed: .npy of uniform numbers that decide what is erased, drawing after drawing.
         batch_size: sketches drawn at a time.
         pictures: which of svg and png to write for each sketch.
@@ -305,15 +324,14 @@ def heal(
         UserError: nothing is written then.
     """
     output_dir = Path(output_dir)
-    _check(
-        num_per_category, prob, temperature, seed, masking, "test", batch_size, pictures, workers
-    )
+    _check(num_per_category, prob, temperature, seed, "test", batch_size, pictures, workers)
     check_whole("variants", variants, 1)
     if greedy and variants > 1:
         raise UserError(
             f"--variants: {variants} is not allowed; with --greedy all would be the same"
         )
     config = read_config(Path(model_dir) / CONFIG_NAME)
+    _check_masking(masking, config.hparams)
     own, notes = load_own(inputs, most=num_per_category, absolute=absolute)
     holes = None if erase is None else [find_hole(one, erase) for one in own]
     scale_factor = config.scale_factor
@@ -327,7 +345,9 @@ def heal(
     units = np.array([scale_factor, scale_factor, 1])
     sketches = [(one.rows / units).astype(np.float32) for one in own]
     prob, seeds = (0.0 if erase else prob), None
-    if prob > 0:
+    if prob > 0 and masking in OWN_SEEDS:
+        seeds = own_seeds(config.hparams, masking, seed, [(i,) for i in range(len(own))])
+    elif prob > 0:
         graph_number = config.hparams.graph_number
         seeds = share_seeds(random_seed, [utils.count_patches(s, graph_number) for s in sketches])
     model = checkpoints.load_model(model_dir)
@@ -511,6 +531,14 @@ def share_seeds(random_seed: str | Path, counts: Sequence[int]) -> list[np.ndarr
     return [seeds[start:end] for start, end in pairwise(ends)]
 
 
+def own_seeds(
+    hparams: HParams, masking: str, seed: int, keys: list[tuple[int, ...]]
+) -> list[np.ndarray]:
+    """For each sketch numbers of its own, which follow from the seed and its key."""
+    count = count_seeds(hparams, masking)
+    return [np.random.default_rng([seed, MASKING_STREAM, *key]).random(count) for key in keys]
+
+
 def read_seeds(path: str | Path) -> np.ndarray:
     """Uniform numbers in [0, 1), 1-D.
 
@@ -546,23 +574,26 @@ def write_sample(
     write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
-def _check(
-    num_per_category, prob, temperature, seed, masking, split, batch_size, pictures, workers
-) -> None:
+def _check(num_per_category, prob, temperature, seed, split, batch_size, pictures, workers) -> None:
     check_whole("num_per_category", num_per_category, 1)
     check_real("prob", prob, 0, 1)
     check_real("temperature", temperature, inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE)
     check_whole("seed", seed, 0, MAX_SEED)
     check_whole("batch_size", batch_size, 1, MAX_BATCH)
     check_workers(workers)
-    if masking not in utils.MASKING_APPROACHES:
-        allowed = ", ".join(utils.MASKING_APPROACHES)
-        raise UserError(f"--masking: {masking!r} is not allowed; one of {allowed}")
     if split not in dataset.SPLITS:
         raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
     for kind in pictures:
         if kind not in PICTURES:
             raise UserError(f"--pictures: {kind!r} is not allowed; svg, png, both or none")
+
+
+def _check_masking(masking: str, hparams: HParams) -> None:
+    if masking not in hparams.traits.masking:
+        raise UserError(
+            f"--masking: {masking!r} is not allowed; one of {', '.join(hparams.traits.masking)} "
+            f"with a model of method={hparams.method}"
+        )
 
 
 def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[str, int]:
@@ -590,13 +621,13 @@ def _example(split: Split, member: int, hparams: HParams) -> gallery.Example:
 
 
 def _corrupted(example: gallery.Example, found: Encoded, hole: bool = False) -> gallery.Example:
-    """An example with its patch graph and its corrupted canvas.
+    """An example with its graph and its corrupted canvas.
 
     Where a rectangle was erased, and not the squares of masked patches, none is marked.
     """
     graph = found.graph._replace(masked=[]) if hole else found.graph
     picture = drawing.draw_graph(example.original, graph, found.adjacency)
-    return example._replace(graph_picture=picture, corrupted=found.graph.patches[0].copy())
+    return example._replace(graph_picture=picture, corrupted=found.graph.picture.copy())
 
 
 def _write_gallery(
@@ -695,7 +726,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("greedy", False, "Draw what is most likely, without any randomness.")
     flags.DEFINE_integer("seed", 0, "Seed of the drawing's random numbers.", 0)
     flags.DEFINE_string(
-        "masking", "patch", "patch: erase, then crop; sketchhealer: crop and erase in turn."
+        "masking",
+        "patch",
+        "patch: erase, then crop (or find the lattice's points); sketchhealer: crop and erase in "
+        "turn, for patch methods; lattice: drop points, for sketchlattice.",
     )
     flags.DEFINE_string("random_seed", str(RANDOM_SEED), "Numbers that decide what is erased.")
     flags.DEFINE_string("categories", "", "Some of the model's categories, as in [bee,bus].")

@@ -1,4 +1,4 @@
-"""Trains SP-gra2seq on QuickDraw sketches.
+"""Trains SP-gra2seq, or a method that it is compared with, on QuickDraw sketches.
 
 python train.py --data_dir=DIR --log_root=DIR --hparams="categories=[bee,bus]"
 """
@@ -17,7 +17,7 @@ import checkpoints
 import dataset
 import gallery
 import inference
-from batches import evaluation_batches, training_batches
+from batches import count_seeds, evaluation_batches, training_batches
 from checkpoints import RunState
 from hparams import (
     CONFIG_NAME,
@@ -28,7 +28,7 @@ from hparams import (
     read_config,
     write_config,
 )
-from model import Adam, SPGra2Seq, learning_rate, node_masks
+from model import Adam, SPGra2Seq, learning_rate
 from support import cli, devices
 from support.backend import keras, make_deterministic, ops, why_no_gpu
 from support.checks import check_real, check_whole, check_workers
@@ -305,7 +305,8 @@ def evaluate(
         group: the devices that share the batches; each process prepares its shard.
 
     Returns:
-        reconstruction, the mean over sketches, and clustering, over counted patches.
+        reconstruction, the mean over sketches, and clustering, over counted patches (0 for a
+        method without clusters).
     """
     group = group or DeviceGroup()
     reconstruction = clustering = patches = 0.0
@@ -314,10 +315,9 @@ def evaluate(
     ):
         # The means of this batch alone, over the shards of all processes.
         losses = model.test_on_batch(batch, return_dict=True)
-        counted = float(node_masks(batch["graph_masks"]).sum())
-        reconstruction += len(batch["patches"]) * float(losses["reconstruction"])
-        clustering += counted * float(losses["clustering"])
-        patches += counted
+        reconstruction += len(batch["strokes"]) * float(losses["reconstruction"])
+        clustering += float(losses["counted"]) * float(losses["clustering"])
+        patches += float(losses["counted"])
     reconstruction, clustering, patches = group.all_reduce_sum(
         np.array([reconstruction, clustering, patches])
     ).tolist()
@@ -337,7 +337,8 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
     members = previewed(split)
     sketches = [split.sketch(i) for i in members]
     rng = np.random.default_rng(hparams.seed)
-    seeds = [rng.random(hparams.graph_number - 1) for _ in members]
+    masking = hparams.training_masking
+    seeds = [rng.random(count_seeds(hparams, masking)) for _ in members]
     keys = [split.key(i) for i in members]
     encoded = list(
         inference.encode_sketches(
@@ -345,6 +346,7 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
             sketches,
             mask_prob=hparams.mask_prob,
             seeds=seeds,
+            masking=masking,
             keys=keys,
             workers=1,
             jit=False,
@@ -364,7 +366,7 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
             category=hparams.categories[found.key[0]],
             index=found.key[1],
             original=sketch,
-            corrupted=found.graph.patches[0],
+            corrupted=found.graph.picture,
             generated=healed[found.key],
         )
         for found, sketch in zip(encoded, sketches, strict=True)
@@ -505,6 +507,8 @@ def _print_data(data: dataset.Dataset, hparams: HParams) -> None:
     for warning in data.warnings:
         print(f"Note: {warning}.")
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    edges = f", {hparams.edge_kind} edges" if hparams.edge_kind else ""
+    print(f"Method:     {hparams.method}{edges}; masking in training: {hparams.training_masking}")
     print(f"Categories: {', '.join(hparams.categories)}")
     print(f"Sketches:   {counts}; at most {data.max_seq_len} rows each")
 

@@ -45,7 +45,7 @@ class SampleMetadata:
         split: train, valid or test.
         num_per_category: the first so many sketches of each category's file.
         prob: share of the patches that was erased.
-        masking: how; see `utils.make_graph`.
+        masking: how; see `sample.sample`.
         random_seed_sha256: checksum of the numbers that decided what was erased.
         temperature: of the drawing.
         greedy: whether the most likely was drawn.
@@ -231,8 +231,7 @@ def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[s
     Returns:
         What was written.
     """
-    options = samples.hparams.model_dump(mode="json")
-    result = {**asdict(samples.metadata), "model_options": options, **measure}
+    result = {**asdict(samples.metadata), "model_options": samples.hparams.used(), **measure}
     write_json(samples.sample_dir / name, result)
     return result
 

@@ -136,7 +136,8 @@ def test_a_rectangle_is_erased(files, model_dir):
     packed, (after,) = batches.make_graphs([sketch], hparams, holes=[hole])
     blank = packed["patches"][0].copy()
     canvas, _ = utils.draw(sketch)
-    limit = utils.MARGIN + 0.4 * (len(canvas) - 2 * utils.MARGIN)
+    margin = utils.line_width(utils.DRAWING_SIZE) + 1
+    limit = margin + 0.4 * (len(canvas) - 2 * margin)
     side = hparams.graph_picture_size
     edge = limit * side / len(canvas)
     assert not blank[0, :, : int(edge) - 1].any() and intact[0, :, : int(edge) - 1].any()

@@ -16,6 +16,8 @@ PUBLISHED = golden_data.CHECKPOINT / "model_config.json"
 
 DEFAULTS = {
     "categories": ("bee", "bus"),
+    "method": "sp_gra2seq",
+    "edges": "auto",
     "num_steps": 1000001,
     "save_every": 1,
     "dec_rnn_size": 1024,
@@ -25,6 +27,9 @@ DEFAULTS = {
     "batch_size": 128,
     "graph_number": 21,
     "graph_picture_size": 256,
+    "drawing_size": 640,
+    "lattice_size": 32,
+    "lattice_nodes": 150,
     "num_mixture": 30,
     "learning_rate": 0.001,
     "decay_rate": 0.9999,
@@ -44,6 +49,7 @@ DEFAULTS = {
     "num_per_category": 0,
     "mask_prob": 0.1,
     "split_train": 0.0,
+    "masking": "auto",
 }
 
 
@@ -54,6 +60,9 @@ def refusal(call, *args, **kwargs):
     text = str(caught.value)
     assert text and text.splitlines() == [text]
     return text
+
+
+OF_LATTICES = ("lattice_size", "lattice_nodes")  # options of another method than the default
 
 
 def test_defaults():
@@ -302,7 +311,8 @@ def test_described_options():
     """`--help` and the README's table show every option, with a default that can be typed in."""
     rows = hparams.option_rows()
     assert [name for name, *_ in rows] == list(DEFAULTS)
-    assert parse_hparams(",".join(f"{name}={default}" for name, default, *_ in rows)) == HParams()
+    typed = [f"{name}={default}" for name, default, *_ in rows if name not in OF_LATTICES]
+    assert parse_hparams(",".join(typed)) == HParams()
     assert all(text.endswith(".") and "\n" not in text for *_, text in rows)
     lines = hparams.describe_options().splitlines()
     for line, (name, default, allowed, description) in zip(lines, rows, strict=True):
@@ -339,16 +349,22 @@ OTHERS = {
     "num_per_category": 70,
     "mask_prob": 0.0,
     "split_train": 0.2,
+    "edges": "temporal",
+    "drawing_size": 512,
+    "masking": "sketchhealer",
 }
+OF_LATTICE = {"method": "sketchlattice", "lattice_size": 16, "lattice_nodes": 99}
 
 
 @pytest.mark.parametrize("scale_factor", [None, 22.825326508951417])
 def test_config_round_trip(tmp_path, scale_factor):
     """What is written is read back exactly, for every option, beside the data's scale factor."""
-    assert [name for name in DEFAULTS if OTHERS[name] == DEFAULTS[name]] == []
+    changed = OF_LATTICE | OTHERS
+    assert [name for name in DEFAULTS if changed[name] == DEFAULTS[name]] == []
     path = tmp_path / hparams.CONFIG_NAME
-    write_config(path, HParams(**OTHERS), scale_factor)
-    assert read_config(path) == (HParams(**OTHERS), scale_factor, {})
+    for options in (OTHERS, OF_LATTICE):
+        write_config(path, HParams(**options), scale_factor)
+        assert read_config(path) == (HParams(**options), scale_factor, {})
     assert os.listdir(tmp_path) == ["model_config.json"]
 
 
@@ -358,6 +374,7 @@ def test_config_is_readable_json(tmp_path):
     write_config(path, HParams(categories=["café"]), np.float64(2.5))
     text = path.read_text(encoding="utf-8")
     expected = {**DEFAULTS, "categories": ["café"], "scale_factor": 2.5}
+    expected = {name: value for name, value in expected.items() if name not in OF_LATTICES}
     assert json.loads(text) == expected
     starts = [line.split('"')[1] for line in text.splitlines() if line.startswith(' "')]
     assert starts == list(expected)
@@ -442,9 +459,16 @@ def test_published_config():
     """The published implementation's config is read; what it has beyond our options is named."""
     config = read_config(PUBLISHED, allow_unknown=True)
     stored = json.loads(PUBLISHED.read_text())
-    options = config.hparams.model_dump(mode="json")
+    options = config.hparams.used()
     assert config.unknown == {"semi_percent": 0.0, "semi_balanced": False}
-    ours = {"seed": 0, "mask_prob": 0.1, "split_train": 0.0, "precision": "float32"}
+    ours = {
+        "seed": 0,
+        "mask_prob": 0.1,
+        "split_train": 0.0,
+        "precision": "float32",
+        "drawing_size": 640,
+    }
+    ours |= {"method": "sp_gra2seq", "edges": "auto", "masking": "auto"}
     assert {**options, **config.unknown} == {**ours, **stored}
     assert config.scale_factor is None
     assert "unknown option 'semi_percent'" in refusal(read_config, PUBLISHED)
