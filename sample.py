@@ -244,8 +244,8 @@ def _draw(
         examples[key] = examples[key]._replace(generated=generated)
     title = f"Redrawn, {metadata.prob:.0%} of the patches erased"
     names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
-    facts = {name: getattr(metadata, name) for name in names}
-    gallery.write_gallery(output_dir, list(examples.values()), title, facts)
+    shown = {name: getattr(metadata, name) for name in names}
+    gallery.write_gallery(output_dir, list(examples.values()), title, shown)
 
 
 def make_plan(
