@@ -64,7 +64,7 @@ class Example(NamedTuple):
 
 COLUMNS = {  # in the order of display
     "original": "original",
-    "graph_picture": "patch graph",
+    "graph_picture": "graph",
     "corrupted": "corrupted",
     "generated": "generated",
 }

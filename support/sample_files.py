@@ -17,7 +17,14 @@ import drawing
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
-from support.files import UserError, file_sha256, read_json, read_npy, write_json
+from support.files import (
+    UserError,
+    file_sha256,
+    is_of_type,
+    read_json,
+    read_npy,
+    write_json,
+)
 
 SAMPLES_NAME = "samples.json"
 ADVICE = "sample into another directory"
@@ -38,7 +45,7 @@ class SampleMetadata:
         split: train, valid or test.
         num_per_category: the first so many sketches of each category's file.
         prob: share of the patches that was erased.
-        masking: how; see `utils.make_graph`.
+        masking: how; see `sample.sample`.
         random_seed_sha256: checksum of the numbers that decided what was erased.
         temperature: of the drawing.
         greedy: whether the most likely was drawn.
@@ -224,8 +231,7 @@ def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[s
     Returns:
         What was written.
     """
-    options = samples.hparams.model_dump(mode="json")
-    result = {**asdict(samples.metadata), "model_options": options, **measure}
+    result = {**asdict(samples.metadata), "model_options": samples.hparams.used(), **measure}
     write_json(samples.sample_dir / name, result)
     return result
 
@@ -261,20 +267,18 @@ def read_metadata(path: Path) -> SampleMetadata:
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged, no object; {ADVICE}")
-    names = [f.name for f in fields(SampleMetadata)]
-    for name in names:
+    kinds = {f.name: f.type for f in fields(SampleMetadata)}
+    for name in kinds:
         if name not in values:
             raise UserError(f"{path}: does not say {name}; {ADVICE}")
-    metadata = SampleMetadata(**{name: values[name] for name in names})
-    number, categories = metadata.num_per_category, metadata.categories
-    good = {
-        "num_per_category": isinstance(number, int) and number > 0,
-        "categories": isinstance(categories, list) and all(isinstance(n, str) for n in categories),
-        "split": metadata.split in dataset.SPLITS,
-    }
+    metadata = SampleMetadata(**{name: values[name] for name in kinds})
+    good = {name: is_of_type(values[name], kind) for name, kind in kinds.items()}
+    good["num_per_category"] &= bool(metadata.num_per_category)
+    good["categories"] &= bool(metadata.categories)
+    good["split"] &= metadata.split in dataset.SPLITS
     for name, is_good in good.items():
         if not is_good:
-            raise UserError(f"{path}: damaged, {name} is {values[name]!r}; {ADVICE}")
+            raise UserError(f"{path}: damaged, {name} is {values[name]!r:.60}; {ADVICE}")
     return metadata
 
 

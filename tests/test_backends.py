@@ -21,7 +21,10 @@ from autodiff import gradients
 
 import checkpoints
 import dataset
+import graphs
 import model as network
+import unroll
+from batches import training_batches
 from doodles import write_doodles
 from hparams import parse_hparams
 from model import Adam, SPGra2Seq
@@ -34,7 +37,7 @@ OPTIONS = (
     "categories=[fish,tree],batch_size=8,dec_rnn_size=16,z_size=8,num_mixture=5,graph_number=6,"
     "graph_picture_size=16,mask_prob=0.3,augment_stroke_prob=0.2,max_seq_len=60"
 )
-WHOLE, ONE = OPTIONS + ",num_steps=13", OPTIONS + ",num_steps=1"  # 5 updates a pass
+WHOLE, ONE = OPTIONS + ",num_steps=13", OPTIONS + ",num_steps=1"  # 5 updates an epoch
 # Reconstruction losses of the validations: the best, then a roll-back, then an improvement.
 SCRIPT = {"5": 9.0, "10": 10.0, "13": 8.0}
 
@@ -51,20 +54,19 @@ on_jax = os.environ["KERAS_BACKEND"] == "jax"
 if on_jax:
     sys.meta_path.insert(0, NoTensorFlow())
 
-from support import cli
 import numpy as np
 
-import checkpoints, devices, sample, train, utils
+import checkpoints, sample, train, utils
+from support import cli, devices
 from support.files import UserError
 
 save = checkpoints.save_latest
-cut_nodes, evaluate = utils.cut_nodes, train.evaluate
-on_batch_begin = train.Run.on_train_batch_begin
+crop_patches, evaluate, update = utils.crop_patches, train.evaluate, train.update
 counts, task = {}, {}
 
-def counted_cut_nodes(*args, **options):
+def counted_crop_patches(*args, **options):
     counts["drawn"] += 1
-    return cut_nodes(*args, **options)
+    return crop_patches(*args, **options)
 
 def scripted_evaluate(model, split, hparams, name, *more):
     losses = evaluate(model, split, hparams, name, *more)
@@ -74,12 +76,13 @@ def scripted_evaluate(model, split, hparams, name, *more):
         losses = losses | {"reconstruction": task["script"][str(updates)]}
     return losses
 
-def interrupting(self, batch, logs=None):
-    on_batch_begin(self, batch, logs)
-    if self.state.total_steps + 1 == task.get("interrupt_in"):
+def interrupted_update(model, batch):
+    updates = int(model.optimizer.iterations)
+    if updates + 1 == task.get("interrupt_in"):
         os.kill(os.getpid(), signal.SIGTERM)
-    if self.state.total_steps == task.get("die_after"):
+    if updates == task.get("die_after"):
         os.kill(os.getpid(), signal.SIGKILL)
+    return update(model, batch)
 
 def copying_save(log_root, model, optimizer, state):
     save(log_root, model, optimizer, state)
@@ -91,8 +94,8 @@ class CountCompilations(logging.Handler):
         counts["compiled"] += record.getMessage().startswith("Compiling jit(train_step)")
 
 checkpoints.save_latest = copying_save
-utils.cut_nodes, train.evaluate = counted_cut_nodes, scripted_evaluate
-train.Run.on_train_batch_begin = interrupting
+utils.crop_patches, train.evaluate = counted_crop_patches, scripted_evaluate
+train.update = interrupted_update
 train.draw_preview = lambda *_: np.zeros((2, 2, 3), np.uint8)
 train.AGREED_EVERY = 2
 if on_jax:
@@ -104,7 +107,7 @@ if on_jax:
 tasks = json.loads(sys.argv[1])
 if len(sys.argv) > 2:
     coordinator, count, number = sys.argv[2:]
-    devices.join(coordinator, int(count), int(number), timeout=10)
+    devices.initialize_distributed(coordinator, int(count), int(number), timeout=10)
 for task in tasks:
     counts.update(drawn=0, compiled=0)
     try:
@@ -141,7 +144,7 @@ def start(cache, tasks, *cluster, backend="jax", logical_devices=1):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={logical_devices} "
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
-    # A pipe that nobody reads would fill up.
+    # A pipe that is not read would fill up.
     printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
     command = [sys.executable, "-c", PROGRAM, json.dumps(tasks), *cluster]
     process = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
@@ -224,7 +227,7 @@ def assert_same_first_update(one, other, loss=1e-5, gradient=2e-4):
 
 
 def assert_same_evaluation(output, other):
-    """Of the whole splits, behind the first task's one update: rounding, once through Adam."""
+    """Of the whole splits, after the first task's one update: rounding, once through Adam."""
     for (split, *_, ours), (_, *_, theirs), name in zip(
         said(output, "EVALUATED"), said(other, "EVALUATED"), ("valid", "test"), strict=False
     ):
@@ -278,14 +281,14 @@ def on_both(folder, data_dir):
 
 
 def test_jax_compiles_few_times(on_jax):
-    """Every batch has another number of pictures; filled up, they have one or two."""
+    """All batches of training have one shape, whatever their sketches."""
     _, (updates, finished, counts), *_ = said(on_jax, "ENDED")
     assert updates == 13 and finished
     assert counts["compiled"] in (1, 2)
 
 
 def test_roll_back_and_resumption_on_jax(folder, on_jax):
-    """What callbacks read and assign within `fit` counts, though its buffers are given away:
+    """What is read and assigned between updates counts, though their buffers are given away:
     a roll-back takes effect, and a run that was stopped twice equals one that never was."""
     assert [updates for updates, *_ in said(on_jax, "ENDED")] == [1, 13, 10, 12, 13]
     latest, best = arrays_of(folder / "part_10"), arrays_of(folder / "part_10", "best.npz")
@@ -320,7 +323,7 @@ def test_a_run_moves_to_the_other_backend(folder, data_dir, on_both):
     ]
     output = finish(start(folder / "cache", tasks, backend="tensorflow"))[0]
     assert [updates for updates, *_ in said(output, "ENDED")] == [3, 13]
-    # The next update from one checkpoint, and the one behind it, which Adam's state decides too.
+    # The next update from one checkpoint, and the one after it, which Adam's state decides too.
     ours, theirs = losses_of(moving), losses_of(folder / "staying")
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
     np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-3)
@@ -411,80 +414,19 @@ def test_tensorflow_takes_one_device():
     """More is refused in one line that names the backend to use."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("about TensorFlow")
-    assert devices.find(1, 8) == devices.find(0, 8) == devices.Team()
+    assert devices.select_devices(1, 8) == devices.select_devices(0, 8) == devices.DeviceGroup()
     with pytest.raises(UserError, match="--num_devices: 2 devices need .*KERAS_BACKEND=jax"):
-        devices.find(2, 8)
+        devices.select_devices(2, 8)
     with pytest.raises(UserError, match="several processes need .*KERAS_BACKEND=jax"):
-        devices.join("localhost:1", 2, 0)
+        devices.initialize_distributed("localhost:1", 2, 0)
 
 
-# Batches.
+# Mixed precision.
 
 
 @pytest.fixture(scope="module")
 def data(data_dir):
     return dataset.load_dataset(data_dir, parse_hparams(OPTIONS))
-
-
-def test_parts_make_up_the_batch(data):
-    """Two processes' parts, one behind the other, are the batch of one, its pictures apart."""
-    hparams = parse_hparams(OPTIONS)
-
-    def batches(split, shape):
-        if split == "train":
-            made = batches.training_batches(data.splits[split], hparams, 60, shape=shape)
-            return [next(made) for _ in range(3)]
-        return list(
-            batches.evaluation_batches(data.splits[split], hparams, stream=split, shape=shape)
-        )
-
-    for split in ("train", "valid"):
-        parts = [batches(split, batches.BatchShape(part, 2, 6)) for part in range(2)]
-        whole = batches(split, batches.WHOLE)
-        assert len(parts[0]) == len(parts[1]) == len(whole)
-        for batch, *halves in zip(whole, *parts, strict=True):
-            assert halves[0]["pictures"].shape == halves[1]["pictures"].shape
-            assert len(halves[0]["pictures"]) % 6 == 0
-            joined = {name: np.concatenate([half[name] for half in halves]) for name in batch}
-            real = len(batch["nodes"])
-            assert len(joined["nodes"]) == 8
-            np.testing.assert_array_equal(
-                joined["pictures"][joined["nodes"][:real]], batch["pictures"][batch["nodes"]]
-            )
-            steps = batch["strokes"].shape[1]
-            np.testing.assert_array_equal(joined["strokes"][:real, :steps], batch["strokes"])
-            assert (joined["strokes"][:real, steps:] == batches.END_ROW).all()
-            for name in ("graph_masks", "eps", "dropout_seed"):
-                np.testing.assert_array_equal(joined[name][:real], batch[name])
-            assert not joined["graph_masks"][real:].any()
-            assert not joined["pictures"][joined["nodes"][real:]].any()
-            assert (joined["strokes"][real:, 1:] == batches.END_ROW).all()
-
-
-def test_filled_up_batches_evaluate_the_same(data):
-    """Blank pictures, further steps and missing sketches change no loss of an evaluation."""
-    hparams = parse_hparams(OPTIONS)
-    model = SPGra2Seq(hparams)
-    model.clusters.centroids.assign(np.random.default_rng(0).standard_normal((5, 512)))
-    batches = [
-        list(
-            batches.evaluation_batches(
-                data.splits["valid"],
-                hparams,
-                stream="valid",
-                shape=batches.BatchShape(granule=granule),
-            )
-        )[-1]
-        for granule in (None, 8)
-    ]
-    exact, filled = ({k: float(v) for k, v in model(batch).items()} for batch in batches)
-    assert [len(batch["nodes"]) for batch in batches] == [2, 8]
-    # Means over 2 and over 8 sketches of the same sum, in float32.
-    assert 8 * filled["reconstruction"] == pytest.approx(2 * exact["reconstruction"], rel=1e-5)
-    assert filled["clustering"] == pytest.approx(exact["clustering"], rel=1e-5)
-
-
-# Mixed precision.
 
 
 @pytest.mark.parametrize("dec_model", ["lstm", "layer_norm", "hyper"])
@@ -501,13 +443,13 @@ def test_mixed_precision_is_nearly_float32(data, dec_model, monkeypatch):
     for precision in ("float32", "mixed_bfloat16"):
         hparams = parse_hparams(f"{options},dec_model={dec_model},precision={precision}")
         model = SPGra2Seq(hparams)
-        batch = next(batches.training_batches(data.splits["train"], hparams, 60))
+        batch = next(training_batches(data.splits["train"], hparams, 60, workers=1))
         model.start_clusters(batch)
         start = np.asarray(model.clusters.centroids) + 0
         if precision == "float32":
-            patches = model.embed(batch["pictures"], batch["nodes"])[:, 1:]
-            winners = network.synonymous_winners(patches)
-            monkeypatch.setattr(network, "synonymous_winners", lambda _, fixed=winners: fixed)
+            patches = model.encoder.embed(batch["patches"])[:, 1:]
+            winners = graphs.synonymous_winners(patches)
+            monkeypatch.setattr(graphs, "synonymous_winners", lambda *_, fixed=winners: fixed)
         losses = {k: float(v) for k, v in model(batch, training=True).items()}
 
         def total(model=model, batch=batch):
@@ -539,18 +481,19 @@ def test_mixed_precision_keeps_float32_where_it_counts(dec_model):
     optimizer.build(model.trainable_variables)
     assert {v.dtype for v in model.weights} == {"float32"}
     assert {v.dtype for v in optimizer.variables} <= {"float32", "int32", "int64"}
-    assert model.patch_encoder.compute_dtype == model.decoder.cell.compute_dtype == "bfloat16"
+    assert (
+        model.encoder.patch_encoder.compute_dtype == model.decoder.cell.compute_dtype == "bfloat16"
+    )
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (12, 16, 16)).astype(np.uint8)
-    nodes = np.arange(12, dtype=np.int32).reshape(2, 6)
-    embeddings = model.embed(pictures, nodes)
-    mu, log_var = model.encode_embeddings(embeddings, np.ones((2, 5, 5), np.float32))
+    patches = rng.integers(0, 256, (2, 6, 16, 16)).astype(np.uint8)
+    found = model.encode_nodes({"patches": patches, "graph_masks": np.ones((2, 5, 5), np.float32)})
+    mu, log_var, embeddings = found.mu, found.log_var, found.embeddings
     z = rng.standard_normal((2, 8)).astype(np.float32)
     rows = np.tile(np.array([[[0.3, -0.2, 1, 0, 0]]], np.float32), (4, 2, 1))
     outputs = model.decoder(z, rows)
     cell = model.decoder.cell
     projected = cell.project(rows, cell.project_code(z))
-    _, state = cell.unroll(projected, model.decoder.initial_state(z))
+    _, state = unroll.unroll(cell, projected, model.decoder.initial_state(z))
     precise = [mu, log_var, outputs, *state]
     assert {keras.backend.standardize_dtype(x.dtype) for x in [embeddings, *precise]} == {"float32"}
     for x in precise:

@@ -562,28 +562,32 @@ def test_the_fused_kernel_takes_the_same_weights():
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_the_fused_kernel_is_for_gpus(kind, monkeypatch):
-    """It is chosen for a float32 LSTM on one GPU, and the decoder uses it then, but not where the
-    candidates are dropped, which it can't do."""
-    assert unroll.fused_lstm(make_cell(kind)) is None  # no GPU, or another test runs on one
+    """It is chosen for a float32 LSTM on a GPU only."""
+    monkeypatch.setattr(unroll, "has_gpu", lambda: False)
+    assert unroll.fused_lstm(make_cell(kind)) is None
     monkeypatch.setattr(unroll, "has_gpu", lambda: True)
     mixed = rnn.CELLS[kind](rnn.ROW_WIDTH + Z, UNITS, seed=0, dtype="mixed_bfloat16")
     assert unroll.fused_lstm(mixed) is None
     assert (unroll.fused_lstm(make_cell(kind)) is not None) == (kind == "lstm")
-    if kind != "lstm":
-        return
+
+
+@pytest.mark.parametrize("place", ["", "input", "output", "recurrent"])
+def test_the_decoder_with_the_fused_kernel(place, monkeypatch):
+    """It gives the same outputs, dropout included; where the candidates are dropped, which that
+    kernel can't do, the cell's own loop runs."""
+    options = only(place) if place else {}
     z, rows = decoder_inputs()
-    plain, fused = [], []
-    for is_fused, outputs in ((False, plain), (True, fused)):
-        monkeypatch.setattr(unroll, "has_gpu", lambda is_fused=is_fused: is_fused)
-        for options in ({}, only("output"), only("recurrent")):
-            decoder = make_decoder(**options)
-            outputs.append(decoder(z, rows, training=True, dropout_seed=seeds(3)))
-            if is_fused:
-                with monkeypatch.context() as patch:
-                    used = []
-                    patch.setattr(unroll, "unroll", lambda *_: used.append(True))
-                    if options != only("recurrent"):
-                        decoder(z, rows, training=True, dropout_seed=seeds(3))
-                    assert not used
-    for ours, theirs in zip(plain, fused, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    outputs, loops = [], []
+    unrolled = unroll.unroll
+
+    def spy(*args):
+        loops.append(len(outputs))
+        return unrolled(*args)
+
+    monkeypatch.setattr(unroll, "unroll", spy)
+    for on_gpu in (False, True):
+        monkeypatch.setattr(unroll, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
+        decoder = make_decoder(**options)
+        outputs.append(decoder(z, rows, training=True, dropout_seed=seeds(3)))
+    assert loops == ([0, 1] if place == "recurrent" else [0])
+    np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ from doodles import write_doodles
 from hparams import HParams
 from support import workers
 from support.files import UserError
-from support.workers import prefetch, reusable_buffer
+from support.workers import prefetch
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,108 +125,6 @@ def test_a_function_that_can_not_be_received():
 def _local(plan):
     """Of a module that other processes do not find."""
     return plan
-
-
-# Memory that is used again.
-
-
-def place(array):
-    return array.__array_interface__["data"][0]
-
-
-@pytest.fixture
-def no_idle_memory(monkeypatch):
-    """Buffers as in a process that has used none yet."""
-    monkeypatch.setattr(workers, "_idle", [])
-
-
-def test_notes_stay_with_the_memory(no_idle_memory):
-    """A buffer that is given out again has its content and its notes; one that is new, or must
-    grow, has none."""
-    buffer, notes = reusable_buffer(1000)
-    assert buffer.shape == (1000,) and buffer.dtype == np.uint8 and notes == {}
-    where, notes["left"] = place(buffer), 7
-    buffer[:] = 7
-    other, other_notes = reusable_buffer(1000)  # while the first is in use
-    assert not np.shares_memory(buffer, other) and other_notes == {}
-    del buffer
-    again, notes = reusable_buffer(600)
-    assert place(again) == where and notes == {"left": 7} and (again == 7).all()
-    del again
-    larger, notes = reusable_buffer(1001)
-    assert larger.shape == (1001,) and notes == {}
-    del larger, other, other_notes
-
-
-def test_a_view_keeps_the_memory(no_idle_memory):
-    """Memory comes again only when the last view of it, or view of a view, is gone."""
-    buffer, _ = reusable_buffer(1000)
-    where, view = place(buffer), buffer[100:200].reshape(10, 10)[2:].T
-    del buffer
-    assert place(reusable_buffer(1000)[0]) != where
-    del view
-    assert where in {place(array) for array in [reusable_buffer(1000)[0] for _ in range(3)]}
-
-
-def test_threads_get_memory_of_their_own(no_idle_memory):
-    """No two threads ever have the same buffer, nor another buffer's notes."""
-
-    def use(number):
-        for turn in range(200):
-            buffer, notes = reusable_buffer(2000 + 100 * (turn % 3))
-            if notes:
-                assert (buffer[: notes["size"]] == notes["value"]).all()
-            buffer[:] = number
-            notes.update(size=len(buffer), value=number)
-            time.sleep(0)
-            assert (buffer == number).all() and notes["value"] == number
-        return number
-
-    assert list(prefetch(use, range(16), 8)) == list(range(16))
-    assert len(workers._idle) <= 8 + 1  # as many as were in use at the same time
-
-
-def test_a_process_has_notes_in_each_place_of_its_results():
-    """Results are written where the caller reads them; notes come with what they were written
-    about, and no place is given out while the caller has the result that is in it."""
-    made = prefetch(_numbered_buffer(), range(40), 2, processes=True)
-    seen, kept = [], []
-    for i, (buffer, earlier, content) in enumerate(made):
-        assert (buffer == i).all()
-        if earlier is not None:  # what the memory held is what its notes say
-            assert content == earlier < i
-            seen.append(earlier)
-        if i % 9 == 0:
-            kept.append((i, buffer))
-        del buffer
-    assert len(seen) >= 40 - 2 * workers.SLOTS - len(kept)
-    for i, buffer in kept:
-        assert (buffer == i).all()
-
-
-def _numbered_buffer():
-    """A function that other processes can be sent: it fills a buffer with the number it gets.
-
-    Its result is the buffer, the number that the notes say was there, and the one that was.
-    """
-    return _Script(
-        "from support.workers import reusable_buffer\n"
-        "buffer, notes = reusable_buffer(50_000)\n"
-        "earlier, content = notes.get('number'), int(buffer[-1])\n"
-        "buffer[:] = notes['number'] = item\n"
-        "result = buffer, earlier, content\n"
-    )
-
-
-class _Script:
-    """Pickles as a function of `item` that runs a script and gives its `result`."""
-
-    def __init__(self, text):
-        self.text = text
-
-    def __reduce__(self):
-        code = f"lambda item: (scope := {{'item': item}}, exec({self.text!r}, scope))[0]['result']"
-        return eval, (code,)
 
 
 def test_processes_end_with_their_caller():
