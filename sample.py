@@ -125,7 +125,7 @@ def sample(
     for name in wanted:
         if name not in hparams.categories:
             raise UserError(
-                f"--categories: the model has no category {name!r}, it has "
+                f"categories: the model has no category {name!r}, it has "
                 f"{', '.join(hparams.categories)}"
             )
     # What a file's numbers erase depends on the categories before.
@@ -291,7 +291,7 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
         if differences:
             raise UserError(
                 f"{output_dir} holds samples made otherwise ({'; '.join(differences)}); choose "
-                "another --output_dir"
+                "another output_dir"
             )
     write_json(path, asdict(metadata))
 

@@ -99,9 +99,7 @@ def heal(
     check_options(num_per_category, prob, temperature, seed, "test", batch_size, pictures, workers)
     check_whole("variants", variants, 1)
     if greedy and variants > 1:
-        raise UserError(
-            f"--variants: {variants} is not allowed; with --greedy all would be the same"
-        )
+        raise UserError(f"variants: {variants} is not allowed; with greedy all would be the same")
     config = read_config(Path(model_dir) / CONFIG_NAME)
     check_masking(masking, config.hparams)
     own, notes = load_own(inputs, most=num_per_category, absolute=absolute)
@@ -268,6 +266,6 @@ def read_rectangle(text: str) -> Rectangle | None:
             raise ValueError
     except ValueError:
         raise UserError(
-            f"--erase: {text!r} is not allowed; x,y,width,height in the drawing's coordinates"
+            f"erase: {text!r} is not allowed; x,y,width,height in the drawing's coordinates"
         ) from None
     return x, y, width, height

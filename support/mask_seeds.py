@@ -34,7 +34,7 @@ def share_seeds(random_seed: str | Path, counts: Sequence[int]) -> list[np.ndarr
     if ends[-1] > len(seeds):
         raise UserError(
             f"{random_seed}: holds {len(seeds)} seeds, masking these sketches takes {ends[-1]}; "
-            "use a longer file or a smaller --num_per_category"
+            "use a longer file or a smaller num_per_category"
         )
     return [seeds[start:end] for start, end in pairwise(ends)]
 

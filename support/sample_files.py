@@ -340,17 +340,17 @@ def check_options(
     check_whole("batch_size", batch_size, 1, MAX_BATCH)
     check_workers(workers)
     if split not in dataset.SPLITS:
-        raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
+        raise UserError(f"split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
     for kind in pictures:
         if kind not in PICTURES:
-            raise UserError(f"--pictures: {kind!r} is not allowed; svg, png, both or none")
+            raise UserError(f"pictures: {kind!r} is not allowed; svg, png, both or none")
 
 
 def check_masking(masking: str, hparams: HParams) -> None:
     """Raises UserError for a way of masking that the model's method does not have."""
     if masking not in hparams.traits.masking:
         raise UserError(
-            f"--masking: {masking!r} is not allowed; one of {', '.join(hparams.traits.masking)} "
+            f"masking: {masking!r} is not allowed; one of {', '.join(hparams.traits.masking)} "
             f"with a model of method={hparams.method}"
         )
 

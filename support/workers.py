@@ -263,7 +263,7 @@ class _WorkerProcess:
         status = self.process.wait()
         return UserError(
             f"a process that prepares batches was ended (status {status}), perhaps for lack of "
-            "memory; try fewer --workers"
+            "memory; try fewer workers"
         )
 
 

@@ -190,7 +190,7 @@ def test_it_learns_what_the_labels_say(folder, data, tmp_path):
 def test_a_loss_that_explodes(data, tmp_path):
     """One line that says what to try, and no weights of it."""
     options = dataclasses.replace(TINY, learning_rate=1e38)
-    with pytest.raises(UserError, match="loss is .* try a smaller --learning_rate"):
+    with pytest.raises(UserError, match="loss is .* try a smaller learning_rate"):
         rec_classifier.train(tmp_path, data, NAMES, options)
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["latest.npz"]  # of before the start
 
