@@ -1,4 +1,4 @@
-"""Sketches to batches: augmentation, stroke-5, patches and graph masks.
+"""Sketches to batches: augmentation, stroke-5, and the nodes that the method makes of a sketch.
 
 Everything random is a function of (seed, epoch, position of the sketch) or (seed, split,
 position), so that batches are the same whatever the number of workers, and a run can be resumed
@@ -7,14 +7,14 @@ at any batch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+import methods
 import utils
 from dataset import SPLITS, Split
 from hparams import HParams
-from support.buffers import picture_buffer
 from support.workers import prefetch
 
 START_ROW = (0, 0, 1, 0, 0)
@@ -22,7 +22,6 @@ END_ROW = (0, 0, 0, 0, 1)
 # First entries of the random streams' keys.
 ORDER_STREAM, SKETCH_STREAM, EVALUATION_STREAM = 0, 1, 2
 NO_SKETCH = np.zeros((0, 3), np.float32)
-NO_CENTERS = np.zeros((0, 2), np.int64)
 MAX_STEP_COUNTS = 4  # of an evaluation, where shapes are fixed
 
 Batch = dict[str, np.ndarray]
@@ -173,17 +172,18 @@ def make_batch(
     A sketch without any rows counts nowhere in an evaluation.
 
     Returns:
-        patches: uint8 (B, G, S, S), the pictures of the nodes.
-        graph_masks: float32 (B, P, P).
+        What `make_graphs` makes for the encoder, and
         strokes: float32 (B, steps + 1, 5), stroke-5.
         eps: float32 (B, Z), standard normal, for drawing z.
         dropout_seed: int32 (B,), for the decoder's dropout.
     """
-    seeds = [rng.random(hparams.graph_number - 1) for rng in rngs]
-    batch, _ = make_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds)
-    batch["graph_masks"][[len(sketch) == 0 for sketch in sketches]] = 0
+    masking = hparams.training_masking
+    seeds = [rng.random(count_seeds(hparams, masking)) for rng in rngs]
+    nodes, _ = make_graphs(sketches, hparams, mask_prob=mask_prob, seeds=seeds, masking=masking)
+    for values in nodes.values():
+        values[[len(sketch) == 0 for sketch in sketches]] = 0
     return {
-        **batch,
+        **nodes,
         "strokes": to_stroke5(sketches, steps),
         "eps": np.stack([rng.standard_normal(hparams.z_size, np.float32) for rng in rngs]),
         "dropout_seed": np.array([rng.integers(2**31) for rng in rngs], np.int32),
@@ -197,38 +197,31 @@ def make_graphs(
     mask_prob: float = 0.0,
     seeds: list[np.ndarray] | None = None,
     masking: str = "patch",
-) -> tuple[Batch, list[utils.SketchGraph]]:
-    """Draws and crops B sketches; as `utils.make_graph` one by one, but faster.
+    holes: list[utils.Box | None] | None = None,
+) -> tuple[Batch, list[Any]]:
+    """The nodes of B sketches, as the method makes them.
 
     Args:
         sketches: stroke-3 in model units; one of fewer than two rows is a blank canvas.
-        hparams: graph_number and graph_picture_size are read.
-        mask_prob: see `utils.make_graph`.
-        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
-        masking: see `utils.make_graph`.
+        hparams: the options.
+        mask_prob: the share of a sketch that is erased, in [0, 1].
+        seeds: for each sketch its uniform numbers, `count_seeds` of them or more.
+        masking: one of the method's approaches.
+        holes: for each sketch a rectangle to blank, see `utils.Box`; None: none.
 
     Returns:
-        What the encoder takes: patches and graph_masks as in `make_batch`; and the graphs, whose
-        patches are views of these.
+        What the encoder takes, arrays of B rows; and for each sketch the graph that
+        `drawing.draw_graph` shows.
     """
-    graph, side = hparams.graph_number, hparams.graph_picture_size
-    patches, inked = picture_buffer(len(sketches), graph, side, side)
-    linked = np.zeros((len(sketches), graph - 1), np.float32)
-    drawn = [i for i, sketch in enumerate(sketches) if len(sketch) > 1]
-    layouts = dict(zip(drawn, utils.lay_out([sketches[i] for i in drawn], side), strict=True))
-    graphs = []
-    for i in range(len(sketches)):
-        centers, masked = NO_CENTERS, []
-        if i in layouts:
-            centers = layouts[i].centers[: graph - 1]
-            erase = utils.choose_erased(len(centers), mask_prob, seeds[i] if seeds else None)
-            masked = utils.crop_patches(layouts[i], erase, patches[i], inked[i], masking=masking)
-        else:
-            patches[i][inked[i]] = 0
-            inked[i] = False
-        linked[i] = utils.linked_nodes(len(centers), masked, graph)
-        graphs.append(utils.SketchGraph(patches[i], len(centers), masked, centers))
-    return {"patches": patches, "graph_masks": linked[:, :, None] * linked[:, None]}, graphs
+    make_nodes = methods.load(hparams.traits.nodes)
+    return make_nodes(
+        sketches, hparams, mask_prob=mask_prob, seeds=seeds, masking=masking, holes=holes
+    )
+
+
+def count_seeds(hparams: HParams, masking: str) -> int:
+    """The most uniform numbers that masking a sketch takes."""
+    return hparams.lattice_nodes if masking == "lattice" else hparams.graph_number - 1
 
 
 def to_stroke5(sketches: list[np.ndarray], steps: int) -> np.ndarray:

@@ -15,7 +15,14 @@ import numpy as np
 from hparams import CONFIG_NAME, HParams, read_config
 from model import Adam, SPGra2Seq
 from support.backend import keras, ops
-from support.files import UserError, one_line, read_json, read_npz, write_file
+from support.files import (
+    UserError,
+    is_of_type,
+    one_line,
+    read_json,
+    read_npz,
+    write_file,
+)
 from support.output_dir import write_to
 
 BEST, LATEST = "best.npz", "latest.npz"
@@ -66,6 +73,12 @@ class RunState:
         names = {FILE_NAMES.get(f.name, f.name): f for f in fields(cls)}
         if not isinstance(values, dict) or values.keys() != names.keys():
             raise UserError(f"{path}: holds no training state")
+        for name, field in names.items():
+            fits = is_of_type(values[name], field.type)
+            if name == "best_loss":  # infinite until there is one
+                fits |= values[name] == float("inf")
+            if not fits:
+                raise UserError(f"{path}: damaged, its {name} is {values[name]!r:.60}")
         return cls(**{field.name: values[name] for name, field in names.items()})
 
 
@@ -185,7 +198,10 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise UserError(f"{path}: not found; is this the directory of a model?")
     arrays = read_npz(path)
     try:
-        return arrays, json.loads(str(arrays.pop(META)))
+        meta = json.loads(str(arrays.pop(META)))
+        if not isinstance(meta, dict):
+            raise ValueError("its meta is no object")
+        return arrays, meta
     except (KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged, it can't be read ({one_line(error)})") from error
 
@@ -214,6 +230,8 @@ def _check(variables: list[keras.Variable], arrays: dict[str, np.ndarray], path:
             raise UserError(f"{path}: {name} has the shape {array.shape}, not {shape}")
         if array.dtype.kind != ops.convert_to_numpy(v).dtype.kind:
             raise UserError(f"{path}: {name} has the type {array.dtype}, not {v.dtype}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: damaged, {name} has values that are not finite")
     for name in arrays:
         if name not in expected:
             raise UserError(f"{path}: the variable {name} does not belong to this model")

@@ -7,6 +7,7 @@ square. Colour pictures are uint8 (height, width, 3), blue first, as OpenCV read
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,24 +104,25 @@ def canvas_picture(
     """
     inner, corner = side, (0, 0)
     if sketch is not None:
-        inner, corner = _frame(utils.draw(sketch)[0], side)
+        inner, corner = _frame(utils.draw(sketch)[0], side, utils.DRAWING_SIZE)
     return 255 - _place(canvas, inner, corner, side)
 
 
 def draw_graph(
-    sketch: np.ndarray, graph: utils.SketchGraph, adjacency: np.ndarray, side: int = GRAPH_SIDE
+    sketch: np.ndarray, graph: Any, adjacency: np.ndarray, side: int = GRAPH_SIDE
 ) -> np.ndarray:
-    """The canvas of a sketch with its patch graph on it, framed like the sketch in `to_picture`.
+    """The canvas of a sketch with its graph on it, framed like the sketch in `to_picture`.
 
-    The patches' centres are discs, numbered like the nodes (1 = first patch); arcs link synonymous
-    patches, wider and darker the heavier they are, the heaviest in full colour; a masked patch is
-    a crossed red square, as large as what was erased.
+    The centres of patches are discs, numbered like the nodes (1 = first patch), lattice points are
+    dots. Arcs link them, wider and darker the heavier they are, the heaviest in full colour. An
+    erased patch is a crossed red square, as large as what was erased; a dropped point is a red dot.
 
     Args:
         sketch: stroke-3 (n, 3), n >= 2, the one that the graph was made of.
-        graph: from `utils.make_graph`.
-        adjacency: float (G, G); row and column 0 are the whole sketch and not drawn, nor are
-            self-loops. Between two patches the heavier direction counts.
+        graph: `utils.SketchGraph` or `lattice.Lattice`.
+        adjacency: float (N, N), whose first rows and columns up to the graph's `first_node` (the
+            whole sketch) are not drawn, nor are self-loops. Between two nodes the heavier
+            direction counts.
         side: width and height in pixels; the numbers are legible from about 400.
 
     Returns:
@@ -129,26 +131,42 @@ def draw_graph(
     Raises:
         ValueError: the sketch has fewer than two rows, NaN or infinite values.
     """
-    canvas, _ = utils.draw(sketch)
-    inner, corner = _frame(canvas, side)
+    canvas, _ = utils.draw(sketch, graph.drawing_size)
+    inner, corner = _frame(canvas, side, graph.drawing_size)
     scale = inner / len(canvas)
-    centers = (graph.centers + 0.5) * scale + corner
-    half = graph.patches.shape[1] / 2 * scale
+
+    def place(points):
+        return (points + 0.5) * scale + corner
+
+    centers = place(graph.centers)
+    half = graph.square_side / 2 * scale
     unit = side / 150
     marks = np.full((side, side, 3), 255, np.uint8)
-    squares = [center + half * SQUARE for center in centers[graph.masked]]
+    squares = [center + half * SQUARE for center in place(graph.erased)]
     for square in squares:
         cv2.fillConvexPoly(marks, _fixed(square), _tint(MASKED, 0.1), cv2.LINE_AA, SUBPIXEL_BITS)
     for square in squares:
         _draw_lines(marks, [square[:3:2], square[1::2]], _tint(MASKED, 0.45), 1)
         _draw_lines(marks, [square], _tint(MASKED, 0.8), 1)
-    for a, b, weight in _edges(adjacency, len(centers)):
-        arc = _arc(centers[a], centers[b])
-        _draw_lines(marks, [arc], _tint(EDGE, 0.2 + 0.8 * weight), round(unit * (0.3 + weight)))
+    edges = _edges(adjacency, graph.first_node, len(centers))
+    if graph.is_numbered:
+        for a, b, weight in edges:
+            arc = _arc(centers[a], centers[b])
+            _draw_lines(marks, [arc], _tint(EDGE, 0.2 + 0.8 * weight), round(unit * (0.3 + weight)))
+    else:  # thin and light, for many links would hide all else; the lightest are hardly seen
+        lightest = edges[0][2] if edges else 0
+        for a, b, weight in edges:
+            strength = (weight - lightest) / ((1 - lightest) or 1)
+            _draw_lines(marks, [centers[[a, b]]], _tint(EDGE, 0.08 + 0.4 * strength**2), 1)
     paper = 255 - _place(canvas, inner, corner, side) // 5  # the strokes in light grey
     picture = cv2.multiply(marks, cv2.cvtColor(paper, cv2.COLOR_GRAY2BGR), scale=1 / 255)
-    for i, center in enumerate(centers):
-        _draw_disc(picture, center, str(i + 1), MASKED if i in graph.masked else EDGE, 3 * unit)
+    if graph.is_numbered:
+        for i, center in enumerate(centers):
+            _draw_disc(picture, center, str(i + 1), MASKED if i in graph.masked else EDGE, 3 * unit)
+    else:
+        for points, colour in ((place(graph.dropped_centers), MASKED), (centers, EDGE)):
+            for point in points:
+                _draw_disc(picture, point, "", colour, unit)
     return picture
 
 
@@ -178,15 +196,20 @@ def _fit(paths: list[np.ndarray], side: int, margin: float) -> list[np.ndarray]:
     return [points[a:b] for a, b in pairwise(ends)]
 
 
-def _frame(canvas: np.ndarray, side: int) -> tuple[int, tuple[int, int]]:
+def _frame(canvas: np.ndarray, side: int, drawing_size: int) -> tuple[int, tuple[int, int]]:
     """Where an intact canvas goes in a picture, so that its strokes are fitted as by `_fit`.
+
+    Args:
+        canvas: from `utils.draw`.
+        side: of the picture.
+        drawing_size: of the drawing.
 
     Returns:
         Its width and height in pixels, and its left and top.
     """
     x, y, width, height = cv2.boundingRect(canvas)
     # The centre lines' longer side. A dot has none; it is shown about twice as large as usual.
-    longest = max(max(width, height) - utils.THICKNESS, utils.DRAWING_SIDE // 2)
+    longest = max(max(width, height) - utils.line_width(drawing_size), drawing_size // 2)
     scale = side * (1 - 2 * MARGIN) / longest
     left, top = (round(side / 2 - scale * (p + d / 2)) for p, d in ((x, width), (y, height)))
     return round(scale * len(canvas)), (left, top)
@@ -222,11 +245,13 @@ def _draw_lines(
 def _draw_disc(
     picture: np.ndarray, center: np.ndarray, text: str, colour: Colour, radius: float
 ) -> None:
-    """A disc with a white rim and a white text in its middle."""
+    """A disc with a white rim and, unless it is empty, a white text in its middle."""
     x, y = _fixed(center).tolist()
     for r, paint in ((radius + 1.5, (255, 255, 255)), (radius, colour)):
         r = round(r * 2**SUBPIXEL_BITS)
         cv2.circle(picture, (x, y), r, paint, cv2.FILLED, cv2.LINE_AA, SUBPIXEL_BITS)
+    if not text:
+        return
     scale = radius / 24
     (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
     corner = round(center[0] - width / 2), round(center[1] + height / 2)
@@ -238,15 +263,15 @@ def _tint(colour: Colour, strength: float) -> Colour:
     return tuple(round(255 - strength * (255 - part)) for part in colour)
 
 
-def _edges(adjacency: np.ndarray, n: int) -> list[tuple[int, int, float]]:
-    """Links of the first n patches, lightest first: two indices and a weight in (0, 1]."""
-    weights = np.asarray(adjacency, np.float64)[1 : n + 1, 1 : n + 1]
+def _edges(adjacency: np.ndarray, first: int, n: int) -> list[tuple[int, int, float]]:
+    """Links of n nodes from the first on, lightest first: two indices and a weight in (0, 1]."""
+    weights = np.asarray(adjacency, np.float64)[first : first + n, first : first + n]
     weights = np.triu(np.maximum(weights, weights.T), 1)
     weights /= weights.max(initial=0) or 1
-    first, second = np.nonzero(weights > 0)
-    found = weights[first, second]
+    one, other = np.nonzero(weights > 0)
+    found = weights[one, other]
     order = np.argsort(found, kind="stable")
-    return list(zip(first[order], second[order], found[order].tolist(), strict=True))
+    return list(zip(one[order], other[order], found[order].tolist(), strict=True))
 
 
 def _arc(start: np.ndarray, end: np.ndarray) -> np.ndarray:

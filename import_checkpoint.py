@@ -1,8 +1,11 @@
-"""Turns a checkpoint of the published TensorFlow 1.12 implementation into a model directory.
+"""Turns a checkpoint of SP-gra2seq's published TensorFlow 1.12 code into a model directory.
+
+Those of the other methods belong to other decoders, and SketchLattice's lack trained layers.
 
 python import_checkpoint.py --checkpoint_dir=PUBLISHED --model_dir=OUT [--step=N] [--data_dir=DIR]
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from support.files import UserError, one_line, read_npz
 
 SCOPE = "SP-gra2seq/"
 PARAMETERS_NAME = "para.npz"
+MAX_STATE_FILE = 2**20  # characters of the file that names the latest checkpoint
 CELL_SCOPES = {"lstm": "LSTMCell", "layer_norm": "LayerNormLSTMCell", "hyper": "HyperLSTMCell"}
 PUBLISHED_NAMES = {
     "clusters/latent_mu": "latent_mu",
@@ -84,13 +88,18 @@ def import_checkpoint(
     prefix = _find_prefix(checkpoint_dir, step)
     config = read_config(checkpoint_dir / CONFIG_NAME, allow_unknown=True)
     hparams, scale_factor = config.hparams, config.scale_factor
+    if hparams.method != "sp_gra2seq":
+        raise UserError(
+            f"{checkpoint_dir / CONFIG_NAME}: method={hparams.method}; only checkpoints of "
+            "SP-gra2seq can be imported, those of other methods belong to other decoders"
+        )
     warnings = []
     if config.unknown:
-        warnings.append(f"options without a meaning here, ignored: {', '.join(config.unknown)}")
+        ignored = one_line(ValueError(", ".join(config.unknown)))
+        warnings.append(f"options without a meaning here, ignored: {ignored}")
     model = SPGra2Seq(hparams)
-    values = _read_variables(prefix)
     names = {v.path: published_name(v.path, hparams.dec_model) for v in model.weights}
-    _check_variables({names[v.path]: tuple(v.shape) for v in model.weights}, values, prefix)
+    values = _read_variables(prefix, {names[v.path]: tuple(v.shape) for v in model.weights})
     for variable in model.weights:
         variable.assign(values[names[variable.path]])
     state, warning = _read_parameters(checkpoint_dir, prefix)
@@ -103,7 +112,7 @@ def import_checkpoint(
     elif scale_factor is None:
         warnings.append(
             "the checkpoint holds no scale factor: what it generates is in model units, raw "
-            "offsets divided by the standard deviation of its training set; with --data_dir it is "
+            "offsets divided by the standard deviation of its training set; with data_dir it is "
             "computed and stored, otherwise each command computes it from the data it is given"
         )
     optimizer = Adam(hparams)
@@ -121,7 +130,7 @@ def _find_prefix(checkpoint_dir: Path, step: int | None) -> Path:
     steps = sorted(
         int(match[1])
         for path in checkpoint_dir.glob("vector-*.index")
-        if (match := re.fullmatch(r"vector-(\d+)\.index", path.name))
+        if (match := re.fullmatch(r"vector-(\d{1,18})\.index", path.name))
     )
     if not steps:
         raise UserError(f"{checkpoint_dir}: no published checkpoint, there is no vector-N.index")
@@ -139,42 +148,51 @@ def _find_prefix(checkpoint_dir: Path, step: int | None) -> Path:
 def _latest_step(checkpoint_dir: Path) -> int | None:
     """The step that the file `checkpoint` names; its paths may be those of another machine."""
     try:
-        text = (checkpoint_dir / "checkpoint").read_text()
+        with open(checkpoint_dir / "checkpoint") as file:
+            text = file.read(MAX_STATE_FILE)
     except (OSError, UnicodeDecodeError):
         return None
     match = re.search(r'^model_checkpoint_path:\s*"(?:.*[/\\])?vector-(\d+)"', text, re.MULTILINE)
-    return int(match[1]) if match else None
+    return int(match[1]) if match and len(match[1]) < 19 else None
 
 
-def _read_variables(prefix: Path) -> dict[str, np.ndarray]:
+def _read_variables(prefix: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The values of the expected variables, once names, shapes and types are found right."""
     try:
         import tensorflow as tf
     except ImportError:
         raise UserError("importing a published checkpoint needs TensorFlow installed") from None
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        shapes = reader.get_variable_to_shape_map()
+        types = reader.get_variable_to_dtype_map()
+        found = {name: (tuple(shape), types[name].name) for name, shape in shapes.items()}
+        _check_variables(expected, found, prefix)  # before any memory is taken for them
+        values = {name: reader.get_tensor(name) for name in expected}
+    except UserError:
+        raise
     except Exception as error:  # a broken file can fail in any way
         raise UserError(f"{prefix}: damaged, it can't be read ({one_line(error)})") from error
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{prefix}: damaged, {name} has values that are not finite")
+    return values
 
 
 def _check_variables(
-    expected: dict[str, tuple[int, ...]], values: dict[str, np.ndarray], prefix: Path
+    expected: dict[str, tuple[int, ...]],
+    found: dict[str, tuple[tuple[int, ...], str]],
+    prefix: Path,
 ) -> None:
-    problems = [f"{name} is missing" for name in expected if name not in values]
-    problems += [f"{name} does not belong to this model" for name in values if name not in expected]
-    problems += [
-        f"{name} has the shape {values[name].shape}, not {shape}"
-        for name, shape in expected.items()
-        if name in values and values[name].shape != shape
-    ]
-    problems += [
-        f"{name} is of the type {values[name].dtype}, not float32"
-        for name in expected
-        if name in values and values[name].dtype != np.float32
-    ]
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} does not belong to this model" for name in found if name not in expected]
+    for name, shape in expected.items():
+        if name in found and found[name][0] != shape:
+            problems.append(f"{name} has the shape {found[name][0]}, not {shape}")
+        if name in found and found[name][1] != "float32":
+            problems.append(f"{name} is of the type {found[name][1]}, not float32")
     if problems:
-        shown = "; ".join(problems[:4])
+        shown = "; ".join(one_line(ValueError(problem)) for problem in problems[:4])
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{prefix}: not a checkpoint of this model: {shown}{more}")
 
@@ -189,9 +207,11 @@ def _read_parameters(checkpoint_dir: Path, prefix: Path) -> tuple[RunState, str]
         )
     parameters = read_npz(path)
     try:
-        best = float(parameters["best_valid_loss"])
-        count, saved_epoch = int(parameters["count"]), int(parameters["epoch"])
-    except (KeyError, TypeError, ValueError) as error:
+        best = float(parameters["best_valid_loss"].item())
+        count, saved_epoch = (int(parameters[name].item()) for name in ("count", "epoch"))
+        if math.isnan(best) or not 0 <= count < 2**63:
+            raise ValueError(f"best_valid_loss {best}, count {count}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: damaged, no training counters ({one_line(error)})") from error
     if saved_epoch != epoch:
         return RunState(total_epochs=epoch, epoch=epoch), (
@@ -216,7 +236,11 @@ def main() -> None:
 
 def define_flags() -> None:
     """Declares the command line's flags."""
-    flags.DEFINE_string("checkpoint_dir", None, "Directory of a published checkpoint.")
+    flags.DEFINE_string(
+        "checkpoint_dir",
+        None,
+        "Directory of a published checkpoint of SP-gra2seq, no other method.",
+    )
     flags.DEFINE_string("model_dir", None, "Directory to write the model to.")
     flags.DEFINE_integer(
         "step", None, "N of vector-N; by default the latest, as the file checkpoint names it.", 0

@@ -5,20 +5,24 @@ does not depend on the other sketches of a run.
 """
 
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from batches import NO_SKETCH, START_ROW, make_graphs
 from model import MIXTURES, SPGra2Seq, split_outputs
 from support.backend import compiled, keras, ops
+from support.checks import check_real
+from support.files import UserError
 from support.workers import prefetch
-from utils import SketchGraph
+from utils import Box
 
 GENERATION_STREAM = 3  # first entry of the random streams' keys; see `batches`
 ENCODING_BATCH = 32
 CHUNK = 8  # steps between two looks at which sketches have ended
 DEFAULT_TEMPERATURE = 0.24
+# Below, float32 logits divided by it overflow; above, every sketch is noise.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 100.0
 ROW_BLOCK = 8  # a batch is widened to a multiple of it, by at most 8 such blocks
 DRAWS = 4  # random numbers of a step: mixture, pen state, two coordinates
 
@@ -29,13 +33,14 @@ class Encoded(NamedTuple):
     Attributes:
         key: the sketch's.
         code: mu, float32 (Z,).
-        graph: its patches, which the next batches may overwrite unless a reference is kept.
-        adjacency: float32 (G, G).
+        graph: its nodes, as `drawing.draw_graph` shows them. The next batches may overwrite them
+            unless a reference is kept.
+        adjacency: float32 (N, N), between them.
     """
 
     key: Hashable
     code: np.ndarray
-    graph: SketchGraph
+    graph: Any
     adjacency: np.ndarray
 
 
@@ -46,6 +51,7 @@ def encode_sketches(
     mask_prob: float = 0.0,
     seeds: Sequence[np.ndarray] | None = None,
     masking: str = "patch",
+    holes: Sequence[Box | None] | None = None,
     keys: Sequence[Hashable] | None = None,
     wanted: Container[Hashable] | None = None,
     workers: int | None = None,
@@ -56,9 +62,10 @@ def encode_sketches(
     Args:
         model: the model.
         sketches: stroke-3 (n, 3) in model units; one of fewer than two rows is a blank canvas.
-        mask_prob: see `utils.make_graph`.
-        seeds: for each sketch its uniform numbers, see `utils.make_graph`.
-        masking: see `utils.make_graph`.
+        mask_prob: see `batches.make_graphs`.
+        seeds: see `batches.make_graphs`.
+        masking: see `batches.make_graphs`.
+        holes: see `batches.make_graphs`.
         keys: names of the sketches; None: their positions.
         wanted: the keys whose codes are wanted; None: all. A code's last bits depend on its
             neighbours, so these stay in the batches that they would be in without it.
@@ -67,6 +74,9 @@ def encode_sketches(
 
     Yields:
         The codes, in order.
+
+    Raises:
+        UserError: a code that is not finite.
     """
     keys = range(len(sketches)) if keys is None else keys
     count = len(sketches)
@@ -84,14 +94,21 @@ def encode_sketches(
             mask_prob=mask_prob,
             seeds=None if seeds is None else [seeds[i] for i in members],
             masking=masking,
+            holes=None if holes is None else [*(holes[i] for i in members), *[None] * empty],
         )
 
-    encode = compiled(model.encode_graphs, model) if jit else model.encode_graphs
-    for members, (batch, graphs) in zip(batches, prefetch(make, batches, workers), strict=True):
-        mu, _, adjacency = encode(batch["patches"], batch["graph_masks"])
+    def encode_nodes(nodes):
+        found = model.encode_nodes(nodes)
+        return found.mu, found.adjacency
+
+    encode = compiled(encode_nodes, model) if jit else encode_nodes
+    for members, (nodes, graphs) in zip(batches, prefetch(make, batches, workers), strict=True):
+        mu, adjacency = encode(nodes)
         mu, adjacency = ops.convert_to_numpy(mu), ops.convert_to_numpy(adjacency)
         for place, i in enumerate(members):
             if wanted is None or keys[i] in wanted:
+                if not np.isfinite(mu[place]).all():
+                    raise UserError(f"the code of sketch {keys[i]} is not finite")
                 yield Encoded(keys[i], mu[place], graphs[place], adjacency[place])
 
 
@@ -130,8 +147,8 @@ def generate(
         codes: (key, z) pairs, z float32 (Z,); a key is a tuple of integers, which together with
             the seed decides the sketch's random numbers.
         steps: T, the most rows of a sketch.
-        temperature: tau in (0, 1] or above: mixture and pen logits are divided by it, standard
-            deviations multiplied.
+        temperature: tau, from 0.001 to 100, usually at most 1: mixture and pen logits are
+            divided by it, standard deviations multiplied.
         greedy: take the most likely mixture's mean and the most likely pen state instead.
         seed: of the random numbers.
         batch_size: sketches drawn at a time; some more where that makes them all round alike.
@@ -139,7 +156,11 @@ def generate(
 
     Yields:
         The sketches, in the order in which they end.
+
+    Raises:
+        UserError: a temperature out of bounds; a row that is not finite.
     """
+    check_real("temperature", temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
     decoder, width = model.decoder, model.hparams.z_size
     draw = chunk_function(decoder, temperature, greedy)
     if jit:
@@ -176,6 +197,11 @@ def generate(
             ends = np.flatnonzero(new[:, 4])
             if len(ends):
                 new = new[: ends[0]]
+            if not np.isfinite(new).all():
+                raise UserError(
+                    f"the model draws values that are not finite, from the code of sketch {key}; "
+                    "nothing of it is kept; are the weights or the code damaged?"
+                )
             drawn[slot].append(new)
             if len(ends) or position[slot] >= steps:
                 sketch = np.concatenate(drawn[slot])[:steps, [0, 1, 3]].astype(np.float64)

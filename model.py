@@ -1,145 +1,28 @@
-"""SP-gra2seq: patches to embeddings to graph to code to strokes (Zang et al., AAAI 2023).
+"""A sketch's nodes to a code, the code to strokes, and the losses (Zang et al., AAAI 2023).
 
-Shapes: B batch, G graph nodes (the whole sketch and P = G - 1 patches), S picture side, K
-centroids, M = 20 output mixtures, Z code, R decoder units, T steps.
+The encoder is the method's own, see `methods`; all else is SP-gra2seq's.
+
+Shapes: B batch, G graph nodes (the whole sketch and P = G - 1 patches), S picture side, E
+embedding, K centroids, M = 20 output mixtures, Z code, R decoder units, T steps.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
 
+import methods
 import rnn
 import unroll
-from encoders import CHANNELS, PatchEncoder
+from graphs import Encoding, first_argmax, one_hot_argmax
 from hparams import HParams
 from support.backend import keras, ops
-from support.precision import MixedLayer, mixed_matmul
+from support.precision import MixedLayer
 
-EMBEDDING = CHANNELS[-1]
 MIXTURES = 20
 OUTPUT_WIDTH = 3 + 6 * MIXTURES
-EDGE_WEIGHTS = (1.0, 0.5, 0.2)  # of the most, second and third most similar patch
-PICTURE_EDGE = 0.5  # from a patch to the whole sketch
 CLUSTERING_WEIGHT = 0.25
 CENTROID_MOMENTUM = 0.75
 LIKELIHOOD_FLOOR = 1e-6
-
-
-def first_argmax(x):
-    """Index of the largest entry along the last axis, the lowest among equals."""
-    count = x.shape[-1]
-    is_largest = ops.equal(x, ops.max(x, axis=-1, keepdims=True))
-    return ops.min(ops.where(is_largest, ops.arange(count), count), axis=-1)
-
-
-def one_hot_argmax(x):
-    """One-hot of `first_argmax`."""
-    return ops.one_hot(first_argmax(x), x.shape[-1], dtype=x.dtype)
-
-
-def cosines(embeddings):
-    """Pairwise cosines of the patch embeddings: (B, P, 512) to (B, P, P)."""
-    norms = ops.sqrt(ops.sum(ops.square(embeddings), axis=-1))
-    products = ops.matmul(embeddings, ops.swapaxes(embeddings, 1, 2))
-    return products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
-
-
-def synonymous_winners(embeddings):
-    """One-hot rows of the three most similar patches of each patch, each (B, P, P).
-
-    Blank and masked patches take part. Where all other cosines are negative the second winner
-    repeats the first, as published.
-    """
-    e = ops.stop_gradient(embeddings)
-    norms = ops.sqrt(ops.sum(ops.square(e), axis=-1))
-    products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
-    c = products / (norms[:, :, None] * norms[:, None, :] + 1e-30)
-    # Equal patches must tie, however a compiler rounds their sums.
-    equal_rows = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
-    c = ops.take_along_axis(c, first_argmax(ops.cast(equal_rows, "int32"))[:, None, :], axis=2)
-    first = one_hot_argmax(c)
-    second = one_hot_argmax(c - c * first)
-    third = one_hot_argmax(c - c * (first + second))
-    return first, second, third
-
-
-def synonymous_adjacency(embeddings, graph_masks):
-    """Links each patch to its most similar patches, and to the whole sketch.
-
-    Args:
-        embeddings: (B, P, 512) of the patches.
-        graph_masks: (B, P, P) from `utils.graph_mask`.
-
-    Returns:
-        (B, G, G), rows summing to 1; row and column 0 are the whole sketch.
-    """
-    weights = sum(
-        weight * one_hot
-        for weight, one_hot in zip(EDGE_WEIGHTS, synonymous_winners(embeddings), strict=True)
-    )
-    edges = cosines(embeddings) * weights * graph_masks
-    to_picture = PICTURE_EDGE * node_masks(graph_masks)[:, :, None]
-    patch_rows = ops.concatenate([to_picture, edges], axis=2)
-    picture_row = ops.one_hot(ops.zeros_like(patch_rows[:, :1, 0], "int32"), patch_rows.shape[2])
-    rows = ops.concatenate([ops.cast(picture_row, patch_rows.dtype), patch_rows], axis=1)
-    return rows / (ops.sum(rows, axis=2, keepdims=True) + 1e-10)
-
-
-def node_masks(graph_masks):
-    """Which patches count, (B, P): column 0 of the graph masks, as published."""
-    return graph_masks[:, :, 0]
-
-
-class GraphEncoder(MixedLayer):
-    """Two graph convolutions, pooled into the mean and log-variance of the latent code.
-
-    The convolutions' kernels are applied in the compute type of its policy.
-
-    Args:
-        z_size: Z.
-        seed: int or keras.random.SeedGenerator for the initial weights.
-    """
-
-    def __init__(self, z_size: int, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        # The published fused kernel raises its epsilon of 1e-5 to this.
-        self.node_norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1.001e-5, name="BatchNorm"
-        )
-        self.graph_norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1.001e-5, name="BatchNorm_1"
-        )
-
-        def kernel(name, outputs, scale):
-            return self.add_weight(
-                shape=(EMBEDDING, outputs),
-                initializer=keras.initializers.VarianceScaling(
-                    scale, "fan_in", "untruncated_normal", seed=seed
-                ),
-                name=name,
-            )
-
-        self.kernel_1 = kernel("gcn_weight_1", EMBEDDING, 2.0)
-        self.kernel_2 = kernel("gcn_weight_2", EMBEDDING, 2.0)
-        self.mu_kernel = kernel("fc_mu", z_size, 1.0)
-        self.log_var_kernel = kernel("fc_sigma2", z_size, 1.0)
-        self.node_norm.build((None, None, EMBEDDING))
-        self.graph_norm.build((None, EMBEDDING))
-        self.built = True
-
-    def call(self, embeddings, adjacency, training=False):
-        """(B, G, 512) and (B, G, G) to mu and log_var, both (B, Z)."""
-        features = self.read_out(embeddings, adjacency, training=training)
-        return ops.matmul(features, self.mu_kernel), ops.matmul(features, self.log_var_kernel)
-
-    def read_out(self, embeddings, adjacency, training=False):
-        """(B, G, 512) and (B, G, G) to the graph's features, (B, 512) in (-1, 1)."""
-        h = self.node_norm(ops.relu(embeddings), training=training)
-        g0 = ops.matmul(adjacency, h)
-        g1 = ops.relu(mixed_matmul(g0, self.to_compute_dtype(self.kernel_1), self.compute_dtype))
-        g2 = ops.relu(mixed_matmul(g1, self.to_compute_dtype(self.kernel_2), self.compute_dtype))
-        pooled = ops.sum(g0 + g2, axis=1)
-        return ops.tanh(self.graph_norm(pooled, training=training))
 
 
 class Clusters(keras.layers.Layer):
@@ -147,17 +30,18 @@ class Clusters(keras.layers.Layer):
 
     Args:
         num_mixture: K, the number of centroids.
+        width: E, the length of an embedding.
     """
 
-    def __init__(self, num_mixture: int, **kwargs):
+    def __init__(self, num_mixture: int, width: int = 512, **kwargs):
         super().__init__(**kwargs)
         self.centroids = self.add_weight(
-            shape=(num_mixture, EMBEDDING), initializer="zeros", trainable=False, name="latent_mu"
+            shape=(num_mixture, width), initializer="zeros", trainable=False, name="latent_mu"
         )
         self.built = True
 
     def assign(self, embeddings):
-        """One-hot of each patch's most similar centroid: (N, 512) to (N, K)."""
+        """One-hot of each patch's most similar centroid: (N, E) to (N, K)."""
         e, q = ops.stop_gradient(embeddings), self.centroids
         norms = ops.sqrt(ops.sum(ops.square(e), 1))[:, None] * ops.sqrt(ops.sum(ops.square(q), 1))
         c = ops.matmul(e, ops.transpose(q)) / (norms + 1e-30)
@@ -169,7 +53,7 @@ class Clusters(keras.layers.Layer):
         """The clustering loss.
 
         Args:
-            embeddings: (N, 512) of all patches.
+            embeddings: (N, E) of all patches.
             counted: (N,), 1 for the patches that count, else 0.
             training: keep the centroids' update.
 
@@ -315,7 +199,7 @@ def stroke_losses(outputs, targets, count_padding: bool):
 
 
 class SPGra2Seq(keras.Model):
-    """The whole network.
+    """The whole network, with the encoder of any method.
 
     Args:
         hparams: the options; max_seq_len is not used here.
@@ -326,57 +210,51 @@ class SPGra2Seq(keras.Model):
         self.hparams = hparams
         seed = keras.random.SeedGenerator(hparams.seed)
         dtype = hparams.precision
-        self.patch_encoder = PatchEncoder(seed=seed, dtype=dtype, name="encoder")
-        self.graph_encoder = GraphEncoder(hparams.z_size, seed=seed, dtype=dtype, name="graph")
-        self.clusters = Clusters(hparams.num_mixture, name="clusters")
+        make_encoder = methods.load(f"methods.{hparams.method}.Encoder")
+        self.encoder = make_encoder(hparams, seed=seed, dtype=dtype, name="graph")
+        self.clusters = None
+        if self.encoder.clustered:
+            self.clusters = Clusters(hparams.num_mixture, self.encoder.clustered, name="clusters")
         self.decoder = Decoder(hparams, seed=seed, dtype=dtype, name="decoder")
         self.reconstruction_metric = keras.metrics.Mean(name="reconstruction")
         self.clustering_metric = keras.metrics.Mean(name="clustering")
+        self.counted_metric = keras.metrics.Sum(name="counted")
         self.built = True
 
-    def embed(self, patches):
-        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
-        patches = ops.convert_to_tensor(patches)
-        embeddings = self.patch_encoder(ops.reshape(patches, (-1, *patches.shape[2:])))
-        return ops.reshape(embeddings, (-1, patches.shape[1], EMBEDDING))
+    def encode_nodes(self, nodes: dict[str, Any]) -> Encoding:
+        """What `batches.make_graphs` makes for the encoder, to codes and edges."""
+        return self.encoder({name: ops.convert_to_tensor(x) for name, x in nodes.items()})
 
-    def adjacency(self, patches, graph_masks):
-        """uint8 (B, G, S, S) and (B, P, P) to the row-normalised adjacency (B, G, G)."""
-        return synonymous_adjacency(self.embed(patches)[:, 1:], ops.convert_to_tensor(graph_masks))
+    def encode(self, patches, graph_masks, **others):
+        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var, both (B, Z).
 
-    def encode(self, patches, graph_masks):
-        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var, both (B, Z)."""
-        return self.encode_graphs(patches, graph_masks)[:2]
+        `others` are what else a method's nodes consist of; without patches see `encode_nodes`.
+        """
+        return self.encode_nodes({"patches": patches, "graph_masks": graph_masks, **others})[:2]
 
-    def encode_graphs(self, patches, graph_masks):
-        """uint8 (B, G, S, S) and (B, P, P) to mu and log_var (B, Z) and the adjacency (B, G, G)."""
-        return self.encode_embeddings(self.embed(patches), ops.convert_to_tensor(graph_masks))
-
-    def encode_embeddings(self, embeddings, graph_masks, training=False):
-        """(B, G, 512) and (B, P, P) to mu and log_var (B, Z) and the adjacency (B, G, G)."""
-        adjacency = synonymous_adjacency(embeddings[:, 1:], graph_masks)
-        return *self.graph_encoder(embeddings, adjacency, training=training), adjacency
+    def adjacency(self, patches, graph_masks, **others):
+        """uint8 (B, G, S, S) and (B, P, P) to the adjacency (B, G, G); see `encode`."""
+        nodes = {"patches": patches, "graph_masks": graph_masks, **others}
+        return self.encode_nodes(nodes).adjacency
 
     def decode(self, z, rows):
         """Teacher-forced raw outputs: (B, Z) and stroke-5 (B, T, 5) to (B, T, 3 + 6 M)."""
         outputs = self.decoder(ops.convert_to_tensor(z), ops.swapaxes(rows, 0, 1))
         return ops.swapaxes(outputs, 0, 1)
 
-    def losses_from_embeddings(
+    def losses_from_encoding(
         self,
-        embeddings,
-        graph_masks,
+        encoding: Encoding,
         strokes,
         z=None,
         eps=None,
         training=False,
         dropout_seed=None,
     ):
-        """The two losses, updating the model's statistics and centroids if `training`.
+        """The two losses, updating the centroids if `training`.
 
         Args:
-            embeddings: (B, G, 512).
-            graph_masks: (B, P, P).
+            encoding: what the encoder made of the batch.
             strokes: stroke-5 (B, T + 1, 5), the first row being (0, 0, 1, 0, 0).
             z: the codes (B, Z); drawn with `eps` if None.
             eps: standard normal (B, Z).
@@ -384,22 +262,37 @@ class SPGra2Seq(keras.Model):
             dropout_seed: see `Decoder.call`.
 
         Returns:
-            A dict of two scalars: reconstruction and clustering.
+            A dict of two scalars: reconstruction and clustering, the latter 0 without clusters.
         """
-        mu, log_var, _ = self.encode_embeddings(embeddings, graph_masks, training=training)
         if z is None:
-            z = mu + ops.exp(log_var / 2) * eps
+            z = encoding.mu + ops.exp(encoding.log_var / 2) * eps
         rows = ops.swapaxes(strokes, 0, 1)
         outputs = self.decoder(z, rows[:-1], training=training, dropout_seed=dropout_seed)
         reconstruction = ops.mean(stroke_losses(outputs, rows[1:], count_padding=training))
+        if self.clusters is None:
+            return {"reconstruction": reconstruction, "clustering": ops.zeros(())}
         clustering = self.clusters(
-            ops.reshape(embeddings[:, 1:], (-1, EMBEDDING)),
-            ops.reshape(node_masks(graph_masks), (-1,)),
+            ops.reshape(encoding.embeddings, (-1, self.encoder.clustered)),
+            ops.reshape(encoding.counted, (-1,)),
             training=training,
         )
         return {"reconstruction": reconstruction, "clustering": clustering}
 
-    def losses(self, patches, graph_masks, strokes, z=None, training=False):
+    def losses_of_nodes(self, nodes: dict[str, Any], strokes, z=None, training=False):
+        """The two losses of any method's nodes; see `losses`."""
+        nodes = {name: ops.convert_to_tensor(x) for name, x in nodes.items()}
+        with keras.StatelessScope():
+            encoding = self.encoder(nodes, training=training)
+            eps = keras.random.normal((encoding.mu.shape[0], self.hparams.z_size))
+            return self.losses_from_encoding(
+                encoding,
+                ops.convert_to_tensor(strokes),
+                z=None if z is None else ops.convert_to_tensor(z),
+                eps=eps,
+                training=training,
+            )
+
+    def losses(self, patches, graph_masks, strokes, z=None, training=False, **others):
         """The two losses of a batch; no state changes.
 
         Args:
@@ -408,32 +301,30 @@ class SPGra2Seq(keras.Model):
             strokes: stroke-5 (B, T + 1, 5), the first row being (0, 0, 1, 0, 0).
             z: the codes (B, Z); drawn at random if None.
             training: batch statistics, dropout, and padding counted in the pen term.
+            others: see `encode`.
 
         Returns:
             A dict of two scalars: reconstruction and clustering.
         """
-        with keras.StatelessScope():
-            embeddings = self.embed(patches)
-            eps = keras.random.normal((embeddings.shape[0], self.hparams.z_size))
-            return self.losses_from_embeddings(
-                embeddings,
-                ops.convert_to_tensor(graph_masks),
-                ops.convert_to_tensor(strokes),
-                z=None if z is None else ops.convert_to_tensor(z),
-                eps=eps,
-                training=training,
-            )
+        nodes = {"patches": patches, "graph_masks": graph_masks, **others}
+        return self.losses_of_nodes(nodes, strokes, z=z, training=training)
 
     def call(self, batch, training=False):
-        """Both losses of a batch of `batches.make_batch`, a dict of scalars."""
-        return self.losses_from_embeddings(
-            self.embed(batch["patches"]),
-            batch["graph_masks"],
+        """Both losses of a batch of `batches.make_batch`, and how many patches were clustered.
+
+        Returns:
+            A dict of three scalars: reconstruction, clustering and counted.
+        """
+        encoding = self.encoder(batch, training=training)
+        losses = self.losses_from_encoding(
+            encoding,
             batch["strokes"],
             eps=batch["eps"],
             training=training,
             dropout_seed=batch.get("dropout_seed"),
         )
+        counted = ops.zeros(()) if self.clusters is None else ops.sum(encoding.counted)
+        return {**losses, "counted": counted}
 
     def stateless_call(self, *args, return_losses=False, **kwargs):
         """As Keras's, which however would take `losses` for a list of layers' penalties."""
@@ -442,24 +333,28 @@ class SPGra2Seq(keras.Model):
 
     def start_clusters(self, batch):
         """Sets the centroids to the first K patch embeddings of a batch, sketch by sketch."""
-        num_mixture, nodes = self.hparams.num_mixture, batch["patches"].shape[1]
+        if self.clusters is None:
+            return
+        num_mixture, nodes = self.hparams.num_mixture, self.hparams.graph_number
         sketches = -(-num_mixture // (nodes - 1))
-        embeddings = self.embed(batch["patches"][:sketches])[:, 1:]
-        self.clusters.centroids.assign(ops.reshape(embeddings, (-1, EMBEDDING))[:num_mixture])
+        embeddings = self.encoder({k: v[:sketches] for k, v in batch.items()}).embeddings
+        embeddings = ops.reshape(embeddings, (-1, self.encoder.clustered))
+        self.clusters.centroids.assign(embeddings[:num_mixture])
 
     def compute_loss(self, x, y=None, y_pred=None, sample_weight=None, training=True):
-        """Reconstruction + 0.25 clustering, and the two means that the progress bar shows.
+        """Reconstruction + 0.25 clustering, and the means and the number that are shown.
 
         In training they are the last batch's; in evaluation means over all sketches, and over
         all counted patches.
         """
+        metrics = (self.reconstruction_metric, self.clustering_metric, self.counted_metric)
         if training:
-            self.reconstruction_metric.reset_state()
-            self.clustering_metric.reset_state()
-        masks = x["graph_masks"]
-        sketches = ops.cast(ops.shape(masks)[0], "float32")
+            for metric in metrics:
+                metric.reset_state()
+        sketches = ops.cast(ops.shape(x["strokes"])[0], "float32")
         self.reconstruction_metric.update_state(y_pred["reconstruction"], sketches)
-        self.clustering_metric.update_state(y_pred["clustering"], ops.sum(node_masks(masks)))
+        self.clustering_metric.update_state(y_pred["clustering"], y_pred["counted"])
+        self.counted_metric.update_state(y_pred["counted"])
         return y_pred["reconstruction"] + CLUSTERING_WEIGHT * y_pred["clustering"]
 
 

@@ -8,9 +8,9 @@ training state after the last finished epoch) of one that is being trained.
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from hparams import CONFIG_NAME
 from sketch_a_net import EVALUATION_BATCH, SketchANet, evaluation_batches, training_batches
 from support import cli
 from support.backend import keras
-from support.files import UserError, one_line, read_json, write_json
+from support.files import UserError, is_of_type, read_json, write_json
 from support.output_dir import write_to
 
 METADATA_NAME = "classifier.json"
 FILES = (METADATA_NAME, checkpoints.BEST, checkpoints.LATEST, *(f"{name}.npz" for name in SPLITS))
+MAX_WIDTH = 4096  # filters of the first layer
 PATIENCE = 4  # epochs in a row without improvement
 MAX_VALIDATED = 250  # validation sketches of a category: enough to compare epochs by
 WARM_UP = 0.05  # share of the updates in which the learning rate rises
@@ -179,25 +180,46 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
     path, weights = folder / METADATA_NAME, folder / checkpoints.BEST
     if not path.exists():
         return None
-    metadata = read_json(path)
-    try:
-        known, options = metadata["categories"], Options(**metadata["options"])
-        _ = metadata["data"], metadata["validation_accuracy"], metadata["epochs"]
-        network = SketchANet(len(known), options.width, options.seed)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: damaged, it describes no classifier ({one_line(error)})"
-        ) from None
+    metadata, options = read_metadata(path)
+    known = metadata["categories"]
     if known != list(categories):
         raise UserError(
             f"{folder} holds a classifier for other categories ({', '.join(map(str, known))}), "
-            f"not for {', '.join(categories)}; choose another --classifier_dir"
+            f"not for {', '.join(categories)}; choose another classifier_dir"
         )
+    network = SketchANet(len(known), options.width, options.seed)
     arrays, made_of = checkpoints.read_arrays(weights)
     if any(made_of.get(name) != metadata[name] for name in ("categories", "data", "options")):
         raise UserError(f"{weights}: does not belong to the {METADATA_NAME} beside it")
     checkpoints.assign(network.weights, arrays, weights)
     return Classifier(network, metadata)
+
+
+def read_metadata(path: Path) -> tuple[dict[str, Any], Options]:
+    """What classifier.json says, and the options in it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    metadata = read_json(path)
+    kinds = {"categories": list[str], "data": str, "validation_accuracy": float, "epochs": int}
+    kinds["options"] = dict
+    problem = f"{path}: damaged, it describes no classifier"
+    if not isinstance(metadata, dict):
+        raise UserError(problem)
+    for name, kind in kinds.items():
+        if not is_of_type(metadata.get(name), kind):
+            raise UserError(f"{problem} ({name} is {metadata.get(name)!r:.60})")
+    options = metadata["options"]
+    kinds = {field.name: field.type for field in fields(Options)}
+    if options.keys() != kinds.keys():
+        raise UserError(f"{problem} (its options are {options!r:.60})")
+    for name, kind in kinds.items():
+        if not is_of_type(options[name], kind):
+            raise UserError(f"{problem} ({name} is {options[name]!r:.60})")
+    if not 0 < options["width"] <= MAX_WIDTH or not metadata["categories"]:
+        raise UserError(f"{problem} (width is {options['width']})")
+    return metadata, Options(**options)
 
 
 class _Checkpoint(keras.callbacks.Callback):
@@ -248,7 +270,7 @@ class _Checkpoint(keras.callbacks.Callback):
         arrays, meta = checkpoints.read_arrays(self.latest)
         _check_same(meta, self.metadata, self.latest)
         accuracies = meta.get("accuracies")
-        if not isinstance(accuracies, list):
+        if not is_of_type(accuracies, list[float]):
             raise UserError(
                 f"{self.latest}: holds no training state that can be gone on with; delete it to "
                 "train from the start"
@@ -326,7 +348,7 @@ class _Progress(keras.callbacks.Callback):
             update = self.epoch * self.steps + batch + 1
             raise UserError(
                 f"the classifier's loss is {logs['loss']} at update {update}; try a smaller "
-                "--learning_rate"
+                "learning_rate"
             )
         self.bar.set_postfix(logs, refresh=False)
         self.bar.update()
@@ -374,7 +396,8 @@ def _optimizer(options: Options, updates: int) -> keras.optimizers.Optimizer:
 def _check_same(meta: dict, made_of: dict, path: Path) -> None:
     """Raises UserError unless the unfinished training of a file is this one."""
     differences = [name for name in ("categories", "data") if meta.get(name) != made_of[name]]
-    options = meta.get("options") or {}
+    options = meta.get("options")
+    options = options if isinstance(options, dict) else {}
     differences += [
         f"{name} (was {options.get(name)}, is {value})"
         for name, value in made_of["options"].items()
@@ -383,5 +406,5 @@ def _check_same(meta: dict, made_of: dict, path: Path) -> None:
     if differences:
         raise UserError(
             f"{path}: an unfinished training with other {', '.join(differences)}; repeat its "
-            "options or choose another --classifier_dir"
+            "options or choose another classifier_dir"
         )

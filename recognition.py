@@ -22,12 +22,14 @@ from hparams import HParams
 from rec_classifier import Classifier, Options
 from support import cli, sample_files
 from support.backend import make_deterministic
+from support.checks import MAX_BATCH, MAX_COUNT, check_whole, check_workers
 from support.files import UserError, file_sha256, write_file
 from support.sample_files import Samples
 
 RESULT_NAME = "rec.json"
 PICTURE_NAME = "rec_confusion.png"
 MAX_SEED = 2**32 - 1
+MAX_LEARNING_RATE = 1000
 CLASSIFIER_NAME = "classifier"  # directory in the model's
 
 
@@ -63,13 +65,13 @@ def recognition(
             classifier for other categories or of other data; a damaged or unwritable file.
     """
     options = options or Options()
-    _check(options)
+    _check(options, workers)
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
     for warning in samples.warnings:
         print(f"Note: {warning}.")
     folder = Path(classifier_dir or Path(model_dir) / CLASSIFIER_NAME)
     names = samples.hparams.categories
-    classifier = find_classifier(folder, data_dir, names, options, workers)
+    classifier = find_classifier(folder, data_dir, names, options, workers, samples.hparams)
     if classifier is None:
         return None
     true = samples.split.category[samples.members]
@@ -105,8 +107,11 @@ def find_classifier(
     categories: tuple[str, ...],
     options: Options,
     workers: int | None = None,
+    model_options: HParams | None = None,
 ) -> Classifier | None:
     """The classifier of a directory, trained first where there is none.
+
+    `model_options` say how a file of training sketches alone is split.
 
     Returns:
         The classifier, or None where Ctrl-C or SIGTERM ended its training.
@@ -117,18 +122,18 @@ def find_classifier(
     classifier = rec_classifier.load(classifier_dir, categories)
     if classifier is not None:
         own = classifier.metadata["options"]
-        data = load_training_data(data_dir, categories, own["train_per_category"])
+        data = load_training_data(data_dir, categories, own["train_per_category"], model_options)
         if classifier.metadata["data"] != data.fingerprint():
             raise UserError(
                 f"{classifier_dir} holds a classifier trained on other data; choose another "
-                "--classifier_dir"
+                "classifier_dir"
             )
         others = [f"{k}={own[k]}" for k, value in asdict(options).items() if own[k] != value]
         if others:
             print(f"Note: the classifier was trained with {', '.join(others)}.")
         return classifier
     make_deterministic(options.seed)
-    data = load_training_data(data_dir, categories, options.train_per_category)
+    data = load_training_data(data_dir, categories, options.train_per_category, model_options)
     for warning in data.warnings:
         print(f"Note: training the classifier, {warning}.")
     print(
@@ -150,7 +155,10 @@ def find_classifier(
 
 
 def load_training_data(
-    data_dir: str | Path, categories: Sequence[str], train_per_category: int
+    data_dir: str | Path,
+    categories: Sequence[str],
+    train_per_category: int,
+    model_options: HParams | None = None,
 ) -> Dataset:
     """Reads what a classifier is trained and validated on, sketches of any length.
 
@@ -158,11 +166,14 @@ def load_training_data(
         data_dir: holds `<category>.npz`.
         categories: names.
         train_per_category: the first so many training sketches of each; 0: all.
+        model_options: their split_train and seed are those of the data; None: the defaults.
 
     Raises:
         UserError: a missing or broken file, a category without training or validation sketches.
     """
-    hparams = HParams(categories=tuple(categories), num_per_category=train_per_category)
+    hparams = (model_options or HParams()).replace(
+        categories=tuple(categories), num_per_category=train_per_category, max_seq_len=-1
+    )
     data = load_dataset(data_dir, hparams, scale_factor=1.0, splits=("train", "valid"))
     for name, split in data.splits.items():
         for category, title in enumerate(categories):
@@ -211,8 +222,9 @@ def judge_originals(
     }
     with contextlib.suppress(UserError):  # not there, or damaged: judged again
         arrays, meta = checkpoints.read_arrays(path)
-        if meta == made_of:
-            return arrays["confusion"]
+        counts, classes = arrays.get("confusion"), len(samples.hparams.categories)
+        if meta == made_of and counts is not None and _is_confusion(counts, classes):
+            return counts
     sketches = [split.sketch(i) for i in range(len(split))]
     counts = judge(classifier, sketches, split.category, "Judging originals", workers)
     try:
@@ -246,15 +258,20 @@ def _shares(confusion: np.ndarray) -> tuple[float, list[float | None]]:
     return sum(right) / sum(counts), each
 
 
-def _check(options: Options) -> None:
+def _is_confusion(counts: np.ndarray, classes: int) -> bool:
+    """Whether an array may be what `judge` returned."""
+    return counts.shape == (classes, classes) and counts.dtype.kind == "i" and counts.sum() > 0
+
+
+def _check(options: Options, workers: int | None) -> None:
+    most = {"batch_size": MAX_BATCH, "seed": MAX_SEED}
     least = {"train_per_category": 0, "per_epoch": 1, "epochs": 1, "batch_size": 1, "seed": 0}
     for name, low in least.items():
-        if getattr(options, name) < low:
-            raise UserError(f"--{name}: {getattr(options, name)} is not allowed; at least {low}")
-    if options.seed > MAX_SEED:
-        raise UserError(f"--seed: {options.seed} is not allowed; at most {MAX_SEED}")
-    if not 0 < options.learning_rate < float("inf"):
-        raise UserError(f"--learning_rate: {options.learning_rate} is not allowed; above 0")
+        check_whole(name, getattr(options, name), low, most.get(name, MAX_COUNT))
+    check_whole("width", options.width, 1, rec_classifier.MAX_WIDTH)
+    check_workers(workers)
+    if not 0 < options.learning_rate <= MAX_LEARNING_RATE:
+        raise UserError(f"learning_rate: {options.learning_rate} is not allowed; above 0")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import checkpoints
 import inference
 from model import SPGra2Seq
 from support import cli, sample_files
+from support.checks import check_workers
 from support.files import UserError
 
 RESULT_NAME = "ret.json"
@@ -50,7 +51,8 @@ def retrieval(
     """
     if direction not in DIRECTIONS:
         allowed = " or ".join(DIRECTIONS)
-        raise UserError(f"--direction: {direction!r} is not allowed; {allowed}")
+        raise UserError(f"direction: {direction!r} is not allowed; {allowed}")
+    check_workers(workers)
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
     for warning in samples.warnings:
         print(f"Note: {warning}.")

@@ -1,9 +1,10 @@
 """Redraws test sketches from their codes, from the whole sketch or from a corrupted one.
 
 python sample.py --data_dir=DIR --model_dir=MODEL --output_dir=OUT --num_per_category=300 --prob=0.1
+python sample.py --input=drawing.svg --model_dir=MODEL --output_dir=OUT
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -13,33 +14,36 @@ from absl import flags
 
 import checkpoints
 import dataset
-import drawing
 import gallery
 import inference
 import utils
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
-from inference import Encoded
 from model import SPGra2Seq
 from support import cli
-from support.files import UserError, file_sha256, read_npy, write_file, write_json
+from support.files import UserError, file_sha256, write_json
+from support.heal import heal, read_rectangle
+from support.mask_seeds import OWN_SEEDS, RANDOM_SEED, own_seeds, share_seeds
 from support.output_dir import write_to
 from support.sample_files import (
+    PICTURES,
     SAMPLES_NAME,
-    Key,
     SampleMetadata,
+    check_masking,
+    check_options,
     load_split,
     read_metadata,
     read_strokes,
     split_sha256,
     stroke_path,
+    write_sample,
 )
 from support.workers import prefetch
 
-RANDOM_SEED = Path(__file__).with_name("random_seed.npy")
-PICTURES = ("svg", "png")
 SHOWN_PER_CATEGORY = 6
+FOR_DATA = ("data_dir", "categories", "split")  # flags of `sample` only
+FOR_INPUT = ("input", "erase", "variants", "absolute")  # and of `support.heal.heal` only
 SAMPLE_FILES = (
     SAMPLES_NAME,
     "stroke_*.npy",
@@ -95,8 +99,10 @@ def sample(
         temperature: see `inference.generate`.
         greedy: see `inference.generate`.
         seed: of the generation's random numbers.
-        masking: see `utils.make_graph`.
-        random_seed: .npy of uniform numbers that decide what is erased.
+        masking: one of the approaches of the model's method: "patch", "sketchhealer" or
+            "lattice".
+        random_seed: .npy of uniform numbers that decide what is erased. Where lattice points are
+            dropped, `seed` and the sketch's key decide.
         categories: which of the model's; None: all. A subset loses the same patches as in a call
             for all.
         split: train, valid or test.
@@ -111,22 +117,36 @@ def sample(
         UserError: no model, no data, seeds that run out, an output_dir that holds other samples.
     """
     output_dir = Path(output_dir)
-    _check(num_per_category, prob, temperature, masking, split, batch_size, pictures)
+    check_options(num_per_category, prob, temperature, seed, split, batch_size, pictures, workers)
     config = read_config(Path(model_dir) / CONFIG_NAME)
     hparams = config.hparams
+    check_masking(masking, hparams)
     wanted = tuple(hparams.categories) if categories is None else categories
     for name in wanted:
         if name not in hparams.categories:
             raise UserError(
-                f"--categories: the model has no category {name!r}, it has "
+                f"categories: the model has no category {name!r}, it has "
                 f"{', '.join(hparams.categories)}"
             )
-    needed = wanted if prob == 0 else None
+    # What a file's numbers erase depends on the categories before.
+    of_file = masking not in OWN_SEEDS
+    needed = None if prob > 0 and of_file else wanted
     data, warnings = load_split(data_dir, hparams, config.scale_factor, split, needed)
     model = checkpoints.load_model(model_dir)
     for warning in (*warnings, *data.warnings):
         print(f"Note: {warning}.")
-    plan = make_plan(data.splits[split], hparams, num_per_category, wanted, prob, random_seed)
+    plan = make_plan(
+        data.splits[split],
+        hparams,
+        num_per_category,
+        wanted,
+        prob if of_file else 0.0,
+        random_seed,
+    )
+    if prob > 0 and not of_file:
+        number = dataset.SPLITS.index(split)
+        keys = [(number, *plan.split.key(member)) for member in plan.members]
+        plan = plan._replace(seeds=own_seeds(hparams, masking, seed, keys))
     if not plan.members:
         raise UserError(
             f"{data_dir}: no usable sketch in the {split} split of {', '.join(wanted)}"
@@ -143,7 +163,7 @@ def sample(
         num_per_category=num_per_category,
         prob=prob,
         masking=masking,
-        random_seed_sha256=file_sha256(random_seed) if prob > 0 else None,
+        random_seed_sha256=file_sha256(random_seed) if prob > 0 and of_file else None,
         temperature=temperature,
         greedy=greedy,
         seed=seed,
@@ -193,7 +213,9 @@ def _draw(
         )
         for found in encoded:
             if found.key in examples:
-                examples[found.key] = _corrupted(examples[found.key], found)
+                examples[found.key] = gallery.with_graph(
+                    examples[found.key], found.graph, found.adjacency
+                )
             if found.key in to_do:
                 yield found.key, found.code
 
@@ -220,7 +242,10 @@ def _draw(
     for key in examples.keys() - to_do:
         generated = read_strokes(stroke_path(output_dir, key))
         examples[key] = examples[key]._replace(generated=generated)
-    _write_gallery(output_dir, list(examples.values()), metadata)
+    title = f"Redrawn, {metadata.prob:.0%} of the patches erased"
+    names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
+    shown = {name: getattr(metadata, name) for name in names}
+    gallery.write_gallery(output_dir, list(examples.values()), title, shown)
 
 
 def make_plan(
@@ -245,73 +270,12 @@ def make_plan(
     members = first[chosen].tolist()
     if prob == 0:
         return Plan(split, members, None)
-    seeds = read_seeds(random_seed)
     last = int(np.flatnonzero(chosen)[-1]) + 1 if len(members) else 0
     counts = [
         utils.count_patches(split.sketch(i), hparams.graph_number) for i in first[:last].tolist()
     ]
-    ends = np.cumsum([0, *counts])
-    if ends[-1] > len(seeds):
-        raise UserError(
-            f"{random_seed}: holds {len(seeds)} seeds, masking these sketches takes {ends[-1]}; "
-            "use a longer file or a smaller --num_per_category"
-        )
-    own = [seeds[ends[i] : ends[i + 1]] for i in np.flatnonzero(chosen).tolist()]
-    return Plan(split, members, own)
-
-
-def read_seeds(path: str | Path) -> np.ndarray:
-    """Uniform numbers in [0, 1), 1-D.
-
-    Raises:
-        UserError: the file is missing, broken, or holds something else.
-    """
-    seeds = read_npy(path)
-    good = seeds.ndim == 1 and seeds.dtype.kind == "f"
-    if not (good and ((seeds >= 0) & (seeds <= 1)).all()):
-        raise UserError(f"{path}: seeds are a 1-D array of numbers from 0 to 1")
-    return seeds
-
-
-def write_sample(
-    output_dir: Path,
-    key: Key,
-    sketch: np.ndarray,
-    code: np.ndarray,
-    pictures: Sequence[str],
-) -> None:
-    """Writes the files of one sketch; its strokes come last and mark it as complete."""
-    category, index = key
-    name = f"{category}_{index}"
-
-    def write(file_name, content):
-        write_file(output_dir / file_name, content, survives_power_loss=False)
-
-    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
-    if "svg" in pictures:
-        write(f"{name}.svg", drawing.to_svg(sketch))
-    if "png" in pictures:
-        drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
-    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
-
-
-def _check(num_per_category, prob, temperature, masking, split, batch_size, pictures) -> None:
-    if num_per_category < 1:
-        raise UserError(f"--num_per_category: {num_per_category} is not allowed; at least 1")
-    if not 0 <= prob <= 1:
-        raise UserError(f"--prob: {prob} is not allowed; from 0 to 1")
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"--temperature: {temperature} is not allowed; above 0")
-    if masking not in utils.MASKING_APPROACHES:
-        allowed = ", ".join(utils.MASKING_APPROACHES)
-        raise UserError(f"--masking: {masking!r} is not allowed; one of {allowed}")
-    if split not in dataset.SPLITS:
-        raise UserError(f"--split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
-    if batch_size < 1:
-        raise UserError(f"--batch_size: {batch_size} is not allowed; at least 1")
-    for kind in pictures:
-        if kind not in PICTURES:
-            raise UserError(f"--pictures: {kind!r} is not allowed; svg, png, both or none")
+    seeds = share_seeds(random_seed, counts)
+    return Plan(split, members, [seeds[i] for i in np.flatnonzero(chosen).tolist()])
 
 
 def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[str, int]:
@@ -327,7 +291,7 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
         if differences:
             raise UserError(
                 f"{output_dir} holds samples made otherwise ({'; '.join(differences)}); choose "
-                "another --output_dir"
+                "another output_dir"
             )
     write_json(path, asdict(metadata))
 
@@ -338,44 +302,54 @@ def _example(split: Split, member: int, hparams: HParams) -> gallery.Example:
     return gallery.Example(hparams.categories[category], index, original=split.sketch(member))
 
 
-def _corrupted(example: gallery.Example, found: Encoded) -> gallery.Example:
-    """An example with its patch graph and its corrupted canvas."""
-    picture = drawing.draw_graph(example.original, found.graph, found.adjacency)
-    return example._replace(graph_picture=picture, corrupted=found.graph.patches[0].copy())
-
-
-def _write_gallery(
-    output_dir: Path, examples: list[gallery.Example], metadata: SampleMetadata
-) -> None:
-    """gallery.png and index.html."""
-    title = f"Redrawn, {metadata.prob:.0%} of the patches erased"
-    drawing.write_png(output_dir / "gallery.png", gallery.gallery(examples, title=title))
-    names = ("model_dir", "split", "prob", "masking", "temperature", "greedy", "seed")
-    page = gallery.index_html(
-        examples, title=title, metadata={name: getattr(metadata, name) for name in names}
-    )
-    write_file(output_dir / "index.html", page)
+def check_together(given: Collection[str]) -> None:
+    """Raises `UserError` unless the flags given are those of `sample` or those of `heal`."""
+    if ("data_dir" in given) == ("input" in given):
+        raise UserError(
+            "--data_dir (sketches of a data set) and --input (drawings of your own) exclude one "
+            "another; give one of them"
+        )
+    ours, other = (FOR_DATA, FOR_INPUT) if "data_dir" in given else (FOR_INPUT, FOR_DATA)
+    for name in other:
+        if name in given:
+            raise UserError(f"--{name}: goes with --{other[0]} only, not with --{ours[0]}")
 
 
 def main() -> None:
     """Samples as the flags say."""
     values = flags.FLAGS
+    given = {name for name in (*FOR_DATA, *FOR_INPUT) if values[name].present}
+    check_together(given)
+    options = {
+        "num_per_category": values.num_per_category,
+        "prob": values.prob,
+        "temperature": values.temperature,
+        "greedy": values.greedy,
+        "seed": values.seed,
+        "masking": values.masking,
+        "random_seed": values.random_seed,
+        "batch_size": values.batch_size,
+        "pictures": () if values.pictures == "none" else tuple(values.pictures.split(",")),
+        "workers": values.workers or None,
+    }
+    if "input" in given:
+        heal(
+            [path for path in values.input.split(",") if path],
+            values.model_dir,
+            values.output_dir,
+            erase=read_rectangle(values.erase),
+            variants=values.variants,
+            absolute=values.absolute,
+            **options,
+        )
+        return
     sample(
         values.data_dir,
         values.model_dir,
         values.output_dir,
-        num_per_category=values.num_per_category,
-        prob=values.prob,
-        temperature=values.temperature,
-        greedy=values.greedy,
-        seed=values.seed,
-        masking=values.masking,
-        random_seed=values.random_seed,
         categories=_names(values.categories),
         split=values.split,
-        batch_size=values.batch_size,
-        pictures=() if values.pictures == "none" else tuple(values.pictures.split(",")),
-        workers=values.workers or None,
+        **options,
     )
 
 
@@ -388,6 +362,10 @@ def _names(text: str) -> tuple[str, ...] | None:
 def define_flags() -> None:
     """Declares the command line's flags."""
     flags.DEFINE_string("data_dir", None, "Directory that holds <category>.npz, QuickDraw files.")
+    flags.DEFINE_string("input", None, "Instead: drawings of your own, commas between the files.")
+    flags.DEFINE_string("erase", "", "With --input: x,y,width,height to erase in the drawing.")
+    flags.DEFINE_integer("variants", 1, "With --input: sketches to draw of each drawing.")
+    flags.DEFINE_bool("absolute", False, "With --input: .npy and .npz hold points, not offsets.")
     flags.DEFINE_string("model_dir", None, "Directory of a trained or imported model.")
     flags.DEFINE_string("output_dir", None, "Directory for what is drawn.")
     flags.DEFINE_integer("num_per_category", 2500, "Sketches to redraw of each category.")
@@ -396,7 +374,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("greedy", False, "Draw what is most likely, without any randomness.")
     flags.DEFINE_integer("seed", 0, "Seed of the drawing's random numbers.", 0)
     flags.DEFINE_string(
-        "masking", "patch", "patch: erase, then crop; sketchhealer: crop and erase in turn."
+        "masking",
+        "patch",
+        "patch: erase, then crop (or find the lattice's points); sketchhealer: crop and erase in "
+        "turn, for patch methods; lattice: drop points, for sketchlattice.",
     )
     flags.DEFINE_string("random_seed", str(RANDOM_SEED), "Numbers that decide what is erased.")
     flags.DEFINE_string("categories", "", "Some of the model's categories, as in [bee,bus].")
@@ -404,7 +385,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 256, "Sketches drawn at a time.")
     flags.DEFINE_string("pictures", "svg,png", "svg, png, svg,png or none.")
     flags.DEFINE_integer("workers", 0, "Threads that crop; 0 means half as many as cores.", 0)
-    flags.mark_flags_as_required(["data_dir", "model_dir", "output_dir"])
+    flags.mark_flags_as_required(["model_dir", "output_dir"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains SP-gra2seq on QuickDraw sketches.
+"""Trains SP-gra2seq, or a method that it is compared with, on QuickDraw sketches.
 
 python train.py --data_dir=DIR --log_root=DIR --hparams="categories=[bee,bus]"
 """
@@ -7,6 +7,7 @@ import contextlib
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import checkpoints
 import dataset
 import gallery
 import inference
-from batches import evaluation_batches, training_batches
+from batches import count_seeds, evaluation_batches, training_batches
 from checkpoints import RunState
 from hparams import (
     CONFIG_NAME,
@@ -27,14 +28,20 @@ from hparams import (
     read_config,
     write_config,
 )
-from model import Adam, SPGra2Seq, learning_rate, node_masks
+from model import Adam, SPGra2Seq, learning_rate
 from support import cli, devices
 from support.backend import keras, make_deterministic, ops, why_no_gpu
+from support.checks import check_real, check_whole, check_workers
+from support.data_check import Finding, check_data, require_sensible, write_contact_sheet
 from support.devices import DeviceGroup
 from support.files import UserError
 from support.metrics_log import MetricsLog, NoLog
+from support.output_dir import write_to
 
+CHECK_NAME = "data_check.png"
 PREVIEWED, PREVIEW_COLUMNS = 16, 4  # sketches of a preview, and how many of them in a row
+MAX_MINUTES = 10**9
+MAX_DEVICES = 2**16
 PATIENCE = 5  # validations in a row without improvement
 AGREED_EVERY = 10  # updates between two questions whether any process was interrupted
 
@@ -74,6 +81,9 @@ def train(
         UserError: wrong options or data; a directory that holds another run; a damaged
             checkpoint; a loss that is not finite.
     """
+    check_real("save_minutes", save_minutes, 0, MAX_MINUTES)
+    check_whole("num_devices", num_devices, 0, MAX_DEVICES)
+    check_workers(workers)
     log_root = Path(log_root)
     # Before anything is read: another process must not write there meanwhile.
     main_process = devices.is_main_process()
@@ -85,6 +95,9 @@ def train(
         hparams = hparams.replace(max_seq_len=data.max_seq_len)
         if saved:
             _check_same_run(hparams, saved, data, log_root)
+        # A run that has begun is not stopped by it.
+        notes = require_sensible(data, hparams.categories, refuse=saved is None)
+        data = replace(data, warnings=(*data.warnings, *notes))
         if len(data.splits["train"]) < hparams.batch_size:
             raise UserError(
                 f"{data_dir}: {len(data.splits['train'])} training sketches are less than one "
@@ -93,6 +106,36 @@ def train(
         group = devices.select_devices(num_devices, hparams.batch_size)
         with group.scope():
             return _train(data, hparams, log_root, group, start_from, save_minutes, workers)
+
+
+def check(data_dir: str | Path, log_root: str | Path, options: str = "") -> list[Finding]:
+    """Looks through the data that a training would use, and trains nothing.
+
+    Args:
+        data_dir: see `train`.
+        log_root: takes data_check.png, some sketches of each category as the encoder sees them.
+        options: see `train`.
+
+    Returns:
+        What looks wrong.
+
+    Raises:
+        UserError: wrong options, or data that can't be read; a file that can't be written.
+    """
+    hparams = parse_hparams(options)
+    data = dataset.load_dataset(data_dir, hparams)
+    findings = check_data(data, hparams.categories)
+    _print_data(data, hparams)
+    for finding in findings:
+        kind = "Wrong" if finding.fatal else "Note"
+        print(f"{kind}: {finding.category}: {finding.text}.")
+    if not findings:
+        print("Nothing looks wrong.")
+    path = Path(log_root) / CHECK_NAME
+    with write_to(log_root, "data check", (CHECK_NAME,)):
+        write_contact_sheet(path, data, hparams, hparams.categories)
+    print(f"Some sketches of each category, as the encoder sees them: {path}")
+    return findings
 
 
 def _train(
@@ -179,7 +222,8 @@ def _train(
         log_message(f"Training has ended: {state.finished}. The model is in {log_root}.")
     else:
         log_message(
-            f"Interrupted at update {state.total_steps}; go on with --resume_training=True."
+            f"Interrupted at update {state.total_steps}; go on with --resume_training=True "
+            "(in Python resume=True)."
         )
     return state
 
@@ -262,7 +306,8 @@ def evaluate(
         group: the devices that share the batches; each process prepares its shard.
 
     Returns:
-        reconstruction, the mean over sketches, and clustering, over counted patches.
+        reconstruction, the mean over sketches, and clustering, over counted patches (0 for a
+        method without clusters).
     """
     group = group or DeviceGroup()
     reconstruction = clustering = patches = 0.0
@@ -271,10 +316,9 @@ def evaluate(
     ):
         # The means of this batch alone, over the shards of all processes.
         losses = model.test_on_batch(batch, return_dict=True)
-        counted = float(node_masks(batch["graph_masks"]).sum())
-        reconstruction += len(batch["patches"]) * float(losses["reconstruction"])
-        clustering += counted * float(losses["clustering"])
-        patches += counted
+        reconstruction += len(batch["strokes"]) * float(losses["reconstruction"])
+        clustering += float(losses["counted"]) * float(losses["clustering"])
+        patches += float(losses["counted"])
     reconstruction, clustering, patches = group.all_reduce_sum(
         np.array([reconstruction, clustering, patches])
     ).tolist()
@@ -294,7 +338,8 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
     members = previewed(split)
     sketches = [split.sketch(i) for i in members]
     rng = np.random.default_rng(hparams.seed)
-    seeds = [rng.random(hparams.graph_number - 1) for _ in members]
+    masking = hparams.training_masking
+    seeds = [rng.random(count_seeds(hparams, masking)) for _ in members]
     keys = [split.key(i) for i in members]
     encoded = list(
         inference.encode_sketches(
@@ -302,6 +347,7 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
             sketches,
             mask_prob=hparams.mask_prob,
             seeds=seeds,
+            masking=masking,
             keys=keys,
             workers=1,
             jit=False,
@@ -321,7 +367,7 @@ def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> n
             category=hparams.categories[found.key[0]],
             index=found.key[1],
             original=sketch,
-            corrupted=found.graph.patches[0],
+            corrupted=found.graph.picture,
             generated=healed[found.key],
         )
         for found, sketch in zip(encoded, sketches, strict=True)
@@ -418,7 +464,7 @@ def _saved_config(log_root: Path, resume: bool) -> ModelConfig | None:
         if there:
             raise UserError(
                 f"{log_root} already holds a run ({there[0].name}); go on with it with "
-                "--resume_training=True or choose another --log_root"
+                "--resume_training=True (in Python resume=True) or choose another log_root"
             )
         return None
     if not there:
@@ -457,15 +503,22 @@ def _check_same_run(
         )
 
 
+def _print_data(data: dataset.Dataset, hparams: HParams) -> None:
+    """Prints what was loaded."""
+    for warning in data.warnings:
+        print(f"Note: {warning}.")
+    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    edges = f", {hparams.edge_kind} edges" if hparams.edge_kind else ""
+    print(f"Method:     {hparams.method}{edges}; masking in training: {hparams.training_masking}")
+    print(f"Categories: {', '.join(hparams.categories)}")
+    print(f"Sketches:   {counts}; at most {data.max_seq_len} rows each")
+
+
 def _print_plan(
     data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, group: DeviceGroup
 ) -> None:
     """Prints what a run is about to do."""
-    for warning in data.warnings:
-        print(f"Note: {warning}.")
-    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    print(f"Categories: {', '.join(hparams.categories)}")
-    print(f"Sketches:   {counts}; at most {data.max_seq_len} rows each")
+    _print_data(data, hparams)
     print(
         f"Updates:    up to {hparams.num_steps}, {len(data.splits['train']) // hparams.batch_size} "
         f"an epoch in batches of {hparams.batch_size}"
@@ -480,6 +533,9 @@ def _print_plan(
 def main() -> None:
     """Trains as the flags say."""
     values = flags.FLAGS
+    if values.check_data:
+        wrong = check(values.data_dir, values.log_root, values.hparams)
+        sys.exit(int(any(finding.fatal for finding in wrong)))
     several = bool(values.coordinator) or values.num_processes > 1 or values.process_id > 0
     if several:
         devices.initialize_distributed(values.coordinator, values.num_processes, values.process_id)
@@ -509,6 +565,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
         "hparams", "", "Options, as in 'categories=[bee,bus],batch_size=64':\n" + describe_options()
+    )
+    flags.DEFINE_bool(
+        "check_data", False, "Only look through the data, and write pictures of it to log_root."
     )
     flags.DEFINE_float(
         "save_minutes", 10.0, "Longest time between two writings of the training state.", 0.0

@@ -13,11 +13,15 @@ import numpy as np
 
 from support.buffers import reusable_buffer
 
-DRAWING_SIDE = 640  # pixels of a sketch's longer side
-THICKNESS = int(DRAWING_SIDE * 0.025)
-MARGIN = THICKNESS + 1
+DRAWING_SIZE = 640  # pixels of a sketch's longer side
 ROWS_PER_PATCH = 4
+MAX_WHOLE = 2**31  # largest offset, in whole numbers of 64 bits
 MASKING_APPROACHES = ("patch", "sketchhealer")
+
+
+# Left, top, right, bottom of a rectangle, measured from the left and top of a sketch's drawn
+# strokes, in units of their longer side.
+Box = tuple[float, float, float, float]
 
 
 class SketchGraph(NamedTuple):
@@ -29,12 +33,34 @@ class SketchGraph(NamedTuple):
         n_patches: how many patches were placed, 0 to G - 1.
         masked: indices of the erased patches, 0 = first patch.
         centers: int64 (n_patches, 2), x and y on the canvas without its border.
+        drawing_size: pixels of the sketch's longer side on that canvas.
     """
 
     patches: np.ndarray
     n_patches: int
     masked: list[int]
     centers: np.ndarray
+    drawing_size: int = DRAWING_SIZE
+
+    # What `drawing.draw_graph` shows of a graph of any kind.
+
+    first_node = 1  # place of the first centre's node among all nodes
+    is_numbered = True
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The whole sketch, uint8 (S, S)."""
+        return self.patches[0]
+
+    @property
+    def erased(self) -> np.ndarray:
+        """The centres of the erased squares, int64 (k, 2)."""
+        return self.centers[self.masked]
+
+    @property
+    def square_side(self) -> int:
+        """The side of a patch, in pixels of the canvas."""
+        return self.patches.shape[1]
 
 
 class Layout(NamedTuple):
@@ -42,6 +68,7 @@ class Layout(NamedTuple):
 
     Attributes:
         side: of the canvas without its border.
+        thickness: of the lines.
         paths: the drawn strokes, int32 (at least 2, 2) each, x and y on that canvas.
         centers: of all patches, int64 (k, 2), x and y on that canvas.
         squares: of all patches, int64 (k, 2), left and top on the bordered canvas; -1 where the
@@ -50,6 +77,7 @@ class Layout(NamedTuple):
     """
 
     side: int
+    thickness: int
     paths: list[np.ndarray]
     centers: np.ndarray
     squares: np.ndarray
@@ -64,6 +92,7 @@ def make_graph(
     mask_prob: float = 0.0,
     seeds: np.ndarray | None = None,
     masking: str = "patch",
+    drawing_size: int = DRAWING_SIZE,
 ) -> SketchGraph:
     """Draws one sketch and crops it into the pictures of its graph's nodes.
 
@@ -78,12 +107,13 @@ def make_graph(
         masking: "patch" erases all chosen patches, then crops (the article's approach);
             "sketchhealer" crops and erases in turn (SketchHealer, BMVC 2020), so that an early
             patch still shows what a later one loses.
+        drawing_size: pixels of the drawing's longer side; SketchHealer draws on 512.
 
     Raises:
         ValueError: a sketch of fewer than two rows, with NaN or infinite values or of another
             shape; too few seeds; an unknown masking approach.
     """
-    (layout,) = lay_out([sketch], graph_picture_size)
+    (layout,) = lay_out([sketch], graph_picture_size, drawing_size=drawing_size)
     centers = layout.centers[: graph_number - 1]
     erase = choose_erased(len(centers), mask_prob, seeds)
     shape = (graph_number, graph_picture_size, graph_picture_size)
@@ -92,7 +122,7 @@ def make_graph(
     patches = buffer.reshape(shape)
     inked = np.ones(graph_number, bool)
     masked = crop_patches(layout, erase, patches, inked, masking=masking)
-    return SketchGraph(patches, len(centers), masked, centers)
+    return SketchGraph(patches, len(centers), masked, centers, drawing_size)
 
 
 def graph_mask(n_patches: int, masked: list[int], graph_number: int = 21) -> np.ndarray:
@@ -120,11 +150,12 @@ def linked_nodes(n_patches: int, masked: list[int], graph_number: int) -> np.nda
     return linked
 
 
-def draw(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def draw(sketch: np.ndarray, drawing_size: int = DRAWING_SIZE) -> tuple[np.ndarray, np.ndarray]:
     """Draws a stroke-3 sketch on a canvas just large enough for it.
 
     Args:
         sketch: stroke-3 (n, 3), n >= 2, in model units, of its own dtype.
+        drawing_size: pixels of the drawing's longer side.
 
     Returns:
         The canvas, uint8 (side, side) with ink 255, and the patch centres, int64 (k, 2) x and y
@@ -133,9 +164,9 @@ def draw(sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: fewer than two rows, NaN or infinite values or sums, another shape.
     """
-    (layout,) = lay_out([sketch])
+    (layout,) = lay_out([sketch], drawing_size=drawing_size)
     canvas = np.zeros((layout.side, layout.side), np.uint8)
-    _draw_paths(canvas, layout)
+    draw_paths(canvas, layout)
     return canvas, layout.centers
 
 
@@ -166,28 +197,48 @@ def pen_paths(rows: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
     return [path for path in paths if len(path) > 1]
 
 
-def lay_out(sketches: list[np.ndarray], graph_picture_size: int = 256) -> list[Layout]:
+def line_width(drawing_size: int) -> int:
+    """Thickness of the lines of a drawing whose longer side has so many pixels."""
+    return int(drawing_size * 0.025)
+
+
+def lay_out(
+    sketches: list[np.ndarray],
+    graph_picture_size: int = 256,
+    *,
+    drawing_size: int = DRAWING_SIZE,
+    margins: int = 2,
+) -> list[Layout]:
     """Scales sketches to pixels and finds their strokes and patches, all at once.
 
     Args:
         sketches: as for `draw`.
         graph_picture_size: S, see `make_graph`.
+        drawing_size: pixels of a drawing's longer side.
+        margins: the canvas is so many margins longer than the drawing. One is on the left and on
+            the top, the others on the right and at the bottom.
 
     Raises:
         ValueError: as for `draw`.
     """
     sketches = [_checked(sketch) for sketch in sketches]
     if len({sketch.dtype for sketch in sketches}) != 1:  # a dtype decides the last bit
-        return [lay_out([sketch], graph_picture_size)[0] for sketch in sketches]
+        options = {"drawing_size": drawing_size, "margins": margins}
+        return [lay_out([sketch], graph_picture_size, **options)[0] for sketch in sketches]
     # A sketch of n rows has n + 1 points. A row of zeros stands for the first, where it starts.
     start = np.zeros((1, 3), sketches[0].dtype)
     rows = np.concatenate([part for sketch in sketches for part in (start, sketch)])
     if not np.isfinite(rows).all():
         raise ValueError("the sketch has NaN or infinite values")
+    is_wide = rows.dtype.itemsize == 8 and rows.dtype.kind in "iu"
+    if is_wide and (rows.max() > MAX_WHOLE or rows.min() < -MAX_WHOLE):  # sums would overflow
+        raise ValueError("the sketch is too large for its type of numbers")
     counts = np.array([len(sketch) + 1 for sketch in sketches])
     ends = np.cumsum(counts)
-    points = np.cumsum(_to_pixels(rows[:, :2], sketches, counts), axis=0, dtype=np.int64)
-    sides, extents = _place(points, counts, ends)
+    pixels = _to_pixels(rows[:, :2], sketches, counts, drawing_size)
+    points = np.cumsum(pixels, axis=0, dtype=np.int64)
+    thickness = line_width(drawing_size)
+    sides, extents = _place(points, counts, ends, drawing_size, margins)
     # At least as much as gives the resized picture a pixel.
     extents = np.maximum(extents, -(-sides // graph_picture_size)[:, None])
 
@@ -206,26 +257,28 @@ def lay_out(sketches: list[np.ndarray], graph_picture_size: int = 256) -> list[L
     ]
     path_parts = _slices(np.searchsorted(path_ends, ends, side="right"))
     return [
-        Layout(side, paths[strokes], centers[patches], squares[patches], extent)
+        Layout(side, thickness, paths[strokes], centers[patches], squares[patches], extent)
         for side, strokes, patches, extent in zip(
             sides.tolist(), path_parts, _slices(center_ends), extents.tolist(), strict=True
         )
     ]
 
 
-def choose_erased(n_patches: int, mask_prob: float, seeds: np.ndarray | None) -> np.ndarray:
-    """Boolean (n_patches,): the patches to erase, one seed consumed for each patch.
+def choose_erased(
+    count: int, mask_prob: float, seeds: np.ndarray | None, what: str = "patches"
+) -> np.ndarray:
+    """Boolean (count,): the patches (or `what` there is) to erase, one seed consumed for each.
 
     Raises:
-        ValueError: mask_prob is positive and there are fewer than n_patches seeds.
+        ValueError: mask_prob is positive and there are fewer than `count` seeds.
     """
     if mask_prob <= 0:
-        return np.zeros(n_patches, bool)
-    if seeds is None or len(seeds) < n_patches:
+        return np.zeros(count, bool)
+    if seeds is None or len(seeds) < count:
         given = 0 if seeds is None else len(seeds)
-        raise ValueError(f"masking {n_patches} patches takes {n_patches} seeds, {given} given")
+        raise ValueError(f"masking {count} {what} takes {count} seeds, {given} given")
     # A float32 seed must not round the probability to float32.
-    return np.asarray(seeds[:n_patches], np.float64) < mask_prob
+    return np.asarray(seeds[:count], np.float64) < mask_prob
 
 
 def crop_patches(
@@ -235,6 +288,7 @@ def crop_patches(
     inked: np.ndarray,
     *,
     masking: str = "patch",
+    hole: Box | None = None,
 ) -> list[int]:
     """Draws a sketch and writes the pictures of its nodes: the whole and its first n patches.
 
@@ -246,6 +300,8 @@ def crop_patches(
         inked: boolean (G,), which pictures of `out` may not be zero: before, so that only these
             are wiped, and then after the call.
         masking: see `make_graph`.
+        hole: a rectangle to blank before all else, see `Box`; patches whose centre it holds are
+            masked, without a square of their own being erased.
 
     Returns:
         The indices of the masked patches.
@@ -256,14 +312,15 @@ def crop_patches(
     if masking not in MASKING_APPROACHES:
         raise ValueError(f"masking is one of {', '.join(MASKING_APPROACHES)}, not {masking!r}")
     size = out.shape[1]
-    border = _border(size)
-    bordered = _blank_canvas(layout.side + 2 * border)
+    border = border_width(size)
+    bordered = blank_canvas(layout.side + 2 * border)
     canvas = bordered[border : border + layout.side, border : border + layout.side]
     inside = canvas[: layout.extent[1], : layout.extent[0]]
     was_inked, filled = inked.tolist(), [True, *[False] * (len(out) - 1)]
     inked[:] = True  # in case of an error on the way
     try:
-        _draw_paths(canvas, layout)
+        draw_paths(canvas, layout)
+        hidden = [] if hole is None else blank_hole(canvas, layout, hole, len(erase))
         squares = [
             None if left < 0 else bordered[top : top + size, left : left + size]
             for left, top in layout.squares[: len(erase)].tolist()
@@ -276,7 +333,7 @@ def crop_patches(
         for i, square in enumerate(squares):
             if i in masked:
                 square.fill(0)
-            elif square is not None:
+            elif square is not None and i not in hidden:
                 out[i + 1] = square
                 filled[i + 1] = True
         # In turn, the whole sketch is seen after the walk.
@@ -287,13 +344,13 @@ def crop_patches(
         if was and not now:
             out[node].fill(0)
     inked[:] = filled
-    return masked
+    return sorted({*masked, *hidden})
 
 
 _threads = threading.local()
 
 
-def _blank_canvas(length: int) -> np.ndarray:
+def blank_canvas(length: int) -> np.ndarray:
     """The thread's own canvas, wiped by each caller after use: its memory stays in the cache."""
     canvas = getattr(_threads, "canvas", None)
     if canvas is None or len(canvas) < length:
@@ -301,8 +358,23 @@ def _blank_canvas(length: int) -> np.ndarray:
     return canvas[:length, :length]
 
 
-def _draw_paths(canvas: np.ndarray, layout: Layout) -> None:
-    cv2.polylines(canvas, layout.paths, False, 255, THICKNESS)
+def blank_hole(canvas: np.ndarray, layout: Layout, hole: Box, n_patches: int) -> list[int]:
+    """Blanks a rectangle of the canvas; returns the patches whose centre is in it."""
+    points = np.concatenate(layout.paths)
+    low = points.min(axis=0)
+    longest = (points.max(axis=0) - low).max()
+    left, top, right, bottom = (
+        np.clip(np.rint(np.tile(low, 2) + np.array(hole) * longest), 0, layout.side).astype(int)
+    ).tolist()
+    canvas[top:bottom, left:right] = 0
+    centers = layout.centers[:n_patches]
+    inside = (centers >= (left, top)) & (centers < (right, bottom))
+    return np.flatnonzero(inside.all(axis=1)).tolist()
+
+
+def draw_paths(canvas: np.ndarray, layout: Layout) -> None:
+    """Draws the strokes, 255, on a canvas without its border."""
+    cv2.polylines(canvas, layout.paths, False, 255, layout.thickness)
 
 
 def _shrink(inside: np.ndarray, side: int, picture: np.ndarray) -> None:
@@ -323,13 +395,16 @@ def _checked(sketch: np.ndarray) -> np.ndarray:
     return sketch
 
 
-def _to_pixels(offsets: np.ndarray, sketches: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Scales offsets so that each sketch's longer side has DRAWING_SIDE pixels, int16 (N, 2).
+def _to_pixels(
+    offsets: np.ndarray, sketches: list[np.ndarray], counts: np.ndarray, drawing_size: int
+) -> np.ndarray:
+    """Scales offsets so that each sketch's longer side has drawing_size pixels, int16 (N, 2).
 
     Args:
         offsets: (N, 2), of the sketches, one after the other.
         sketches: they themselves.
         counts: how many of the N belong to each sketch.
+        drawing_size: in pixels.
     """
     # Sketches from their second row on, padded: each is summed from left to right, as it would be
     # alone, so that its rounding is the same.
@@ -345,11 +420,11 @@ def _to_pixels(offsets: np.ndarray, sketches: list[np.ndarray], counts: np.ndarr
     longest = np.trunc(extents).max(axis=1).astype(np.float64)
     longest[longest == 0] = np.inf  # all offsets count as zero
     with np.errstate(invalid="ignore"):  # a first offset far away overflows, as published
-        return (offsets / np.repeat(longest, counts)[:, None] * DRAWING_SIDE).astype(np.int16)
+        return (offsets / np.repeat(longest, counts)[:, None] * drawing_size).astype(np.int16)
 
 
 def _place(
-    points: np.ndarray, counts: np.ndarray, ends: np.ndarray
+    points: np.ndarray, counts: np.ndarray, ends: np.ndarray, drawing_size: int, margins: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Moves each sketch's points into its canvas, in place.
 
@@ -361,9 +436,13 @@ def _place(
     boxed = np.column_stack([firsts + 2, ends]).ravel()[:-1]
     low = np.minimum.reduceat(points, boxed)[::2]
     high = np.maximum.reduceat(points, boxed)[::2]
-    sides = (high - low).max(axis=1) + 2 * MARGIN
-    points += np.repeat(MARGIN - low, counts, axis=0)
-    return sides, np.minimum(np.maximum.reduceat(points, firsts) + MARGIN, sides[:, None])
+    # Twice the size where the extent was truncated from nearly 2 to 1, and a pixel a row.
+    if ((high - low) > 2 * drawing_size + counts[:, None]).any():
+        raise ValueError("the sketch is too large for its type of numbers")
+    margin = line_width(drawing_size) + 1
+    sides = (high - low).max(axis=1) + margins * margin
+    points += np.repeat(margin - low, counts, axis=0)
+    return sides, np.minimum(np.maximum.reduceat(points, firsts) + margin, sides[:, None])
 
 
 def _find_paths(lifted: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -398,7 +477,8 @@ def _slices(ends: np.ndarray) -> list[slice]:
     return [slice(*pair) for pair in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
 
 
-def _border(size: int) -> int:
+def border_width(size: int) -> int:
+    """Pixels of background around a canvas whose patches have so many pixels a side."""
     return int(1.5 * size)
 
 
@@ -408,8 +488,8 @@ def _squares(centers: np.ndarray, sides: np.ndarray, size: int) -> np.ndarray:
     Inside means inside the canvas with its border, as array slicing sees it: a square that lies
     before the first pixel in an axis is counted from the far end.
     """
-    lengths = sides + 2 * _border(size)
-    corners = centers + (_border(size) - size // 2)
+    lengths = sides + 2 * border_width(size)
+    corners = centers + (border_width(size) - size // 2)
     corners += np.where((corners >= -lengths) & (corners + size < 0), lengths, 0)
     outside = ((corners < 0) | (corners + size > lengths)).any(axis=1)
     corners[outside] = -1

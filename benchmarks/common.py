@@ -17,8 +17,10 @@ import numpy as np
 
 import dataset
 import doodles
+from encoders import CHANNELS
 from hparams import HParams
-from model import CHANNELS, EMBEDDING, OUTPUT_WIDTH
+from methods.sp_gra2seq import EMBEDDING
+from model import OUTPUT_WIDTH
 from rnn import ROW_WIDTH
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"

@@ -112,6 +112,18 @@ def cropping() -> dict[str, dict[str, float | None]]:
     return results
 
 
+def lattices() -> dict[str, float]:
+    """Seconds a sketch of the nodes of a lattice, for each kind of sketch."""
+    hparams, found = HParams(method="sketchlattice"), {}
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    for name, sketches in sketches_of_kinds().items():
+        seconds = least({"": lambda sketches=sketches: batches.make_graphs(sketches, hparams)})
+        found[name] = seconds[""] / len(sketches)
+    cv2.setNumThreads(threads)
+    return found
+
+
 def batch_rate(most_workers: int | None = None, count: int = 40) -> dict[int, float]:
     """Sketches a second of `batches.training_batches`, for 1 to as many workers as cores."""
     raw = some_doodles(4 * BATCH)

@@ -45,6 +45,8 @@ class Row(NamedTuple):
 def crop() -> Iterator[Row]:
     for kind, found in loading.cropping().items():
         yield Row(f"crop a sketch, {kind}", found["here"], found["published"], found["copy"])
+    for kind, seconds in loading.lattices().items():
+        yield Row(f"lattice of a sketch, {kind}", seconds, note=f"{1 / seconds:,.0f}/s")
 
 
 def load(per_category: int) -> Callable[[], Iterator[Row]]:

@@ -62,11 +62,11 @@ def sampling(size: str, count: int) -> dict:
         ]
 
     packed = crop()
-    encode_graphs = compiled(model.encode_graphs, model)
+    encode_nodes = compiled(lambda nodes: model.encode_nodes(nodes).mu, model)
 
     def encode():
-        for batch in packed:
-            ops.convert_to_numpy(encode_graphs(batch["patches"], batch["graph_masks"])[0])
+        for nodes in packed:
+            ops.convert_to_numpy(encode_nodes(nodes))
 
     z = rng.standard_normal((count, hparams.z_size)).astype(np.float32)
     draw = compiled(

@@ -149,17 +149,20 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
     train.update(model, batch)
     filled = common.pictures_with_ink(batch["patches"])
     batch = {name: tf.constant(value) for name, value in batch.items()}
-    embeddings = model.embed(batch["patches"])
+    network = model.encoder
+    embeddings = network.embed(batch["patches"])
     rows = tf.transpose(batch["strokes"], (1, 0, 2))
     z = batch["eps"]
     count = hparams.batch_size
 
     def encoder(patches):
-        return model.embed(patches)
+        return network.embed(patches)
 
     def graph(embeddings):
-        mu, log_var, _ = model.encode_embeddings(embeddings, batch["graph_masks"], training=True)
-        return mu + log_var
+        adjacency = network.adjacency(embeddings, batch)
+        pooled = network.pool(embeddings, adjacency, training=True)
+        features = network.read_out(pooled, training=True)
+        return features @ network.mu_kernel + features @ network.log_var_kernel
 
     def decoder(z):
         return stroke_losses(model.decoder(z, rows[:-1], training=True), rows[1:], True)
@@ -181,10 +184,10 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
         "patch encoder": (
             encoder,
             batch["patches"],
-            model.patch_encoder,
+            network.patch_encoder,
             filled * common.encoder_products(hparams.graph_picture_size),
         ),
-        "graph": (graph, embeddings, model.graph_encoder, count * common.graph_products(hparams)),
+        "graph": (graph, embeddings, network, count * common.graph_products(hparams)),
         "decoder and losses": (
             decoder,
             z,

@@ -24,10 +24,9 @@ BACKENDS = ("tensorflow", "jax")
 
 @contextlib.contextmanager
 def _native_stderr_hidden() -> Iterator[None]:
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:  # the user has chosen what to see
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":  # the user wants to see more
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if sys.stderr is not None:  # closed by the caller
         sys.stderr.flush()
     stderr, null_device = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -28,18 +28,20 @@ class Progress(tqdm):
 
     Args:
         description: what is going on.
-        total: how many there will be.
+        total: how many there will be; None where that is not known.
         done: how many there are already.
         unit: what is counted, in the singular.
+        scaled: large numbers are shown in thousands (k), millions (M), ...
         quiet: nothing is shown.
     """
 
     def __init__(
         self,
         description: str,
-        total: int,
+        total: int | None,
         done: int = 0,
         unit: str = "sketch",
+        scaled: bool = False,
         quiet: bool = False,
     ):
         self.as_bar = on_terminal()
@@ -48,6 +50,7 @@ class Progress(tqdm):
             total=total,
             initial=done,
             unit=f" {unit}",
+            unit_scale=scaled,
             file=sys.stdout,
             dynamic_ncols=self.as_bar,
             ncols=None if self.as_bar else 120,

@@ -3,12 +3,19 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, get_args, get_origin
 
 import numpy as np
+
+from support.safe_npz import open_archive, parse_array
+
+MAX_JSON = 2**26  # bytes
 
 
 class UserError(ValueError):
@@ -67,49 +74,79 @@ def write_json(path: str | Path, values: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds.
+    """What a JSON file holds; numbers in it may be NaN or infinite.
 
     Raises:
         UserError: the file is missing or is no JSON.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, not a JSON file ({one_line(error)})") from error
+    with _one_line_errors(path, "damaged, not a JSON file"):
+        return json.loads(_read_bytes(path, MAX_JSON).decode("utf-8"))
 
 
 def read_npy(path: str | Path) -> np.ndarray:
-    """The array of a .npy file, without running anything that it holds.
+    """The array of a .npy file, read-only, without running anything that it holds.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("an archive, not a single array")
-        return array
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
-    except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"{path}: can't be read, no .npy file ({one_line(error)})") from error
+    with _one_line_errors(path, "damaged, not a .npy file of numbers"):
+        return parse_array(_read_bytes(path))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, without running anything that it holds.
+    """The arrays of an .npz file, read-only, without running anything that it holds.
 
     Raises:
         UserError: the file is missing or damaged.
     """
+    with _one_line_errors(path, "damaged, it can't be read"), open_archive(path) as archive:
+        return {name: parse_array(archive.read(name)) for name in archive.names}
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str | Path, what: str) -> Iterator[None]:
+    """Turns any error of reading a file into a `UserError` that says what it is."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found") from None
-    except Exception as error:  # a damaged archive can fail in any way
-        raise UserError(f"{path}: damaged, it can't be read ({one_line(error)})") from error
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    except Exception as error:  # a damaged file can fail in any way
+        raise UserError(f"{path}: {what} ({one_line(error)})") from error
+
+
+def _read_bytes(path: str | Path, most: int | None = None) -> bytes:
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):  # it might have no end
+            raise ValueError("it is no regular file")
+        if most is not None and status.st_size > most:
+            raise ValueError(f"it has {status.st_size} bytes, more than {most}")
+        return file.read(status.st_size)
+
+
+def is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file has the type that a field is declared with.
+
+    Args:
+        value: from the file.
+        kind: bool, int (from 0 to 2**63 - 1), float (finite), str, None, list[...] or
+            dict[str, ...], or several of these (int | None).
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(is_of_type(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(is_of_type(v, inner[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(is_of_type(v, inner[1]) for v in value.values())
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is int:
+        return isinstance(value, int) and 0 <= value < 2**63
+    if kind is float:
+        whole = isinstance(value, int) and abs(value) < 2**63
+        return whole or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, kind)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -124,4 +161,6 @@ def file_sha256(path: str | Path) -> str:
 def one_line(error: BaseException) -> str:
     """An error's text, without line breaks and of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
+    # What a file says may hold control characters, or halves of characters.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= 200 else f"{text[:197]}..."

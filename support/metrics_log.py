@@ -54,7 +54,8 @@ class MetricsLog(NoLog):
             for line in self.path.read_text(errors="replace").splitlines(keepends=True)[1:]:
                 update = line.partition(",")[0]
                 # A last line without its end was cut short by whatever ended the run.
-                if line.endswith("\n") and update.isdigit() and int(update) <= state.total_steps:
+                is_number = update.isascii() and update.isdigit() and len(update) < 20
+                if line.endswith("\n") and is_number and int(update) <= state.total_steps:
                     kept.append(line)
         write_file(self.path, "".join(kept))
         self.tensorboard = log_root / TENSORBOARD_NAME

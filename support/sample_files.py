@@ -6,6 +6,7 @@
 import hashlib
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,23 @@ import numpy as np
 
 import dataset
 import drawing
+import inference
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
-from support.files import UserError, file_sha256, read_json, read_npy, write_json
+from support.checks import MAX_BATCH, MAX_SEED, check_real, check_whole, check_workers
+from support.files import (
+    UserError,
+    file_sha256,
+    is_of_type,
+    read_json,
+    read_npy,
+    write_file,
+    write_json,
+)
 
 SAMPLES_NAME = "samples.json"
+PICTURES = ("svg", "png")
 ADVICE = "sample into another directory"
 Key = tuple[int, int]  # category, and the sketch's row in its split's file
 
@@ -38,7 +50,7 @@ class SampleMetadata:
         split: train, valid or test.
         num_per_category: the first so many sketches of each category's file.
         prob: share of the patches that was erased.
-        masking: how; see `utils.make_graph`.
+        masking: how; see `sample.sample`.
         random_seed_sha256: checksum of the numbers that decided what was erased.
         temperature: of the drawing.
         greedy: whether the most likely was drawn.
@@ -224,8 +236,7 @@ def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[s
     Returns:
         What was written.
     """
-    options = samples.hparams.model_dump(mode="json")
-    result = {**asdict(samples.metadata), "model_options": options, **measure}
+    result = {**asdict(samples.metadata), "model_options": samples.hparams.used(), **measure}
     write_json(samples.sample_dir / name, result)
     return result
 
@@ -233,6 +244,28 @@ def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[s
 def stroke_path(sample_dir: Path, key: Key) -> Path:
     """Where a generated sketch is, or goes."""
     return sample_dir / f"stroke_{key[0]}_{key[1]}.npy"
+
+
+def write_sample(
+    output_dir: Path,
+    key: Key,
+    sketch: np.ndarray,
+    code: np.ndarray,
+    pictures: Sequence[str],
+) -> None:
+    """Writes the files of one sketch; its strokes come last and mark it as complete."""
+    category, index = key
+    name = f"{category}_{index}"
+
+    def write(file_name, content):
+        write_file(output_dir / file_name, content, survives_power_loss=False)
+
+    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
+    if "svg" in pictures:
+        write(f"{name}.svg", drawing.to_svg(sketch))
+    if "png" in pictures:
+        drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
+    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
 
 
 def read_strokes(path: Path) -> np.ndarray:
@@ -261,20 +294,18 @@ def read_metadata(path: Path) -> SampleMetadata:
     values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: damaged, no object; {ADVICE}")
-    names = [f.name for f in fields(SampleMetadata)]
-    for name in names:
+    kinds = {f.name: f.type for f in fields(SampleMetadata)}
+    for name in kinds:
         if name not in values:
             raise UserError(f"{path}: does not say {name}; {ADVICE}")
-    metadata = SampleMetadata(**{name: values[name] for name in names})
-    number, categories = metadata.num_per_category, metadata.categories
-    good = {
-        "num_per_category": isinstance(number, int) and number > 0,
-        "categories": isinstance(categories, list) and all(isinstance(n, str) for n in categories),
-        "split": metadata.split in dataset.SPLITS,
-    }
+    metadata = SampleMetadata(**{name: values[name] for name in kinds})
+    good = {name: is_of_type(values[name], kind) for name, kind in kinds.items()}
+    good["num_per_category"] &= bool(metadata.num_per_category)
+    good["categories"] &= bool(metadata.categories)
+    good["split"] &= metadata.split in dataset.SPLITS
     for name, is_good in good.items():
         if not is_good:
-            raise UserError(f"{path}: damaged, {name} is {values[name]!r}; {ADVICE}")
+            raise UserError(f"{path}: damaged, {name} is {values[name]!r:.60}; {ADVICE}")
     return metadata
 
 
@@ -289,6 +320,39 @@ def split_sha256(split: Split, members: list[int]) -> str:
         whole = rows.astype(np.int16)
         digest.update((whole if np.array_equal(whole, rows) else rows).tobytes())
     return digest.hexdigest()
+
+
+def check_options(
+    num_per_category: int,
+    prob: float,
+    temperature: float,
+    seed: int,
+    split: str,
+    batch_size: int,
+    pictures: Sequence[str],
+    workers: int | None,
+) -> None:
+    """Raises UserError for an option of sampling that is not allowed."""
+    check_whole("num_per_category", num_per_category, 1)
+    check_real("prob", prob, 0, 1)
+    check_real("temperature", temperature, inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE)
+    check_whole("seed", seed, 0, MAX_SEED)
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
+    check_workers(workers)
+    if split not in dataset.SPLITS:
+        raise UserError(f"split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
+    for kind in pictures:
+        if kind not in PICTURES:
+            raise UserError(f"pictures: {kind!r} is not allowed; svg, png, both or none")
+
+
+def check_masking(masking: str, hparams: HParams) -> None:
+    """Raises UserError for a way of masking that the model's method does not have."""
+    if masking not in hparams.traits.masking:
+        raise UserError(
+            f"masking: {masking!r} is not allowed; one of {', '.join(hparams.traits.masking)} "
+            f"with a model of method={hparams.method}"
+        )
 
 
 def _find_keys(sample_dir: Path) -> list[Key]:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from support import buffers
+from support.checks import check_workers
 from support.files import UserError
 
 MAX_WORKERS = 16
@@ -57,13 +58,15 @@ def prefetch(
     Args:
         fn: makes a result from an item; for processes it must be possible to pickle it.
         items: may go on for ever.
-        workers: how many results to work on at a time; None: half as many as there are cores.
+        workers: how many results to work on at a time; None or 0: half as many as there are
+            cores.
         processes: whether several workers are processes; otherwise, or alone, they are threads.
         ahead: most results that are waiting or being worked on; None: one for each worker.
 
     Raises:
         UserError: a process was ended from outside.
     """
+    check_workers(workers)
     workers = workers or max(1, min((os.cpu_count() or 1) // 2, MAX_WORKERS))
     with ExitStack() as stack:
         if processes and workers > 1:
@@ -97,7 +100,7 @@ class _SharedMemory:
     """Memory that processes share, without a name and gone with the last of them.
 
     Args:
-        descriptor: of the file behind it; None makes one.
+        descriptor: of the file that holds it; None makes one.
     """
 
     def __init__(self, descriptor: int | None = None):
@@ -260,7 +263,7 @@ class _WorkerProcess:
         status = self.process.wait()
         return UserError(
             f"a process that prepares batches was ended (status {status}), perhaps for lack of "
-            "memory; try fewer --workers"
+            "memory; try fewer workers"
         )
 
 

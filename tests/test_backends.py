@@ -21,6 +21,7 @@ from autodiff import gradients
 
 import checkpoints
 import dataset
+import graphs
 import model as network
 import unroll
 from batches import training_batches
@@ -351,7 +352,7 @@ def test_two_devices_are_one(folder, data_dir, on_jax):
     assert_same_evaluation(output, on_jax)
     uneven, too_many = said(output, "REFUSED")
     assert "batch_size=7 can't be shared evenly by 2 devices" in uneven
-    assert "--num_devices: 3 is not allowed; there are 2" in too_many
+    assert "num_devices: 3 is not allowed; there are 2" in too_many
     assert "\n" not in uneven + too_many and not (folder / "refused").exists()
     assert len(said(output, "ENDED")) == 2
 
@@ -415,7 +416,7 @@ def test_tensorflow_takes_one_device():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("about TensorFlow")
     assert devices.select_devices(1, 8) == devices.select_devices(0, 8) == devices.DeviceGroup()
-    with pytest.raises(UserError, match="--num_devices: 2 devices need .*KERAS_BACKEND=jax"):
+    with pytest.raises(UserError, match="num_devices: 2 devices need .*KERAS_BACKEND=jax"):
         devices.select_devices(2, 8)
     with pytest.raises(UserError, match="several processes need .*KERAS_BACKEND=jax"):
         devices.initialize_distributed("localhost:1", 2, 0)
@@ -447,9 +448,9 @@ def test_mixed_precision_is_nearly_float32(data, dec_model, monkeypatch):
         model.start_clusters(batch)
         start = np.asarray(model.clusters.centroids) + 0
         if precision == "float32":
-            patches = model.embed(batch["patches"])[:, 1:]
-            winners = network.synonymous_winners(patches)
-            monkeypatch.setattr(network, "synonymous_winners", lambda _, fixed=winners: fixed)
+            patches = model.encoder.embed(batch["patches"])[:, 1:]
+            winners = graphs.synonymous_winners(patches)
+            monkeypatch.setattr(graphs, "synonymous_winners", lambda *_, fixed=winners: fixed)
         losses = {k: float(v) for k, v in model(batch, training=True).items()}
 
         def total(model=model, batch=batch):
@@ -481,10 +482,13 @@ def test_mixed_precision_keeps_float32_where_it_counts(dec_model):
     optimizer.build(model.trainable_variables)
     assert {v.dtype for v in model.weights} == {"float32"}
     assert {v.dtype for v in optimizer.variables} <= {"float32", "int32", "int64"}
-    assert model.patch_encoder.compute_dtype == model.decoder.cell.compute_dtype == "bfloat16"
+    assert (
+        model.encoder.patch_encoder.compute_dtype == model.decoder.cell.compute_dtype == "bfloat16"
+    )
     rng = np.random.default_rng(0)
-    embeddings = model.embed(rng.integers(0, 256, (2, 6, 16, 16)).astype(np.uint8))
-    mu, log_var, _ = model.encode_embeddings(embeddings, np.ones((2, 5, 5), np.float32))
+    patches = rng.integers(0, 256, (2, 6, 16, 16)).astype(np.uint8)
+    found = model.encode_nodes({"patches": patches, "graph_masks": np.ones((2, 5, 5), np.float32)})
+    mu, log_var, embeddings = found.mu, found.log_var, found.embeddings
     z = rng.standard_normal((2, 8)).astype(np.float32)
     rows = np.tile(np.array([[[0.3, -0.2, 1, 0, 0]]], np.float32), (4, 2, 1))
     outputs = model.decoder(z, rows)

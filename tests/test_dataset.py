@@ -198,7 +198,7 @@ def test_missing_array(tmp_path):
     for split in SPLITS:
         arrays = {name: objects(random_sketches(0, (5, 6))) for name in SPLITS if name != split}
         np.savez(tmp_path / "a.npz", **arrays)
-        assert refusal(read_sketch_file, tmp_path / "a.npz").endswith(f"has no array '{split}'")
+        assert f"has no array '{split}'" in refusal(read_sketch_file, tmp_path / "a.npz")
         assert len(read_sketch_file(tmp_path / "a.npz", tuple(arrays))) == 2
 
 
@@ -248,7 +248,7 @@ def test_unusable_sketches_are_skipped_and_counted(tmp_path):
         np.zeros((4, 3), bool),
         None,
         "text",
-        [(0, 0, 0), (1, 1, 1)],
+        [(0, 0), (1, 1)],
     ]
     entries = [good[0], *bad[:6], good[1], *bad[6:], good[2]]
     write(tmp_path, "a", train=entries)

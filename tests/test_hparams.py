@@ -16,6 +16,8 @@ PUBLISHED = golden_data.CHECKPOINT / "model_config.json"
 
 DEFAULTS = {
     "categories": ("bee", "bus"),
+    "method": "sp_gra2seq",
+    "edges": "auto",
     "num_steps": 1000001,
     "save_every": 1,
     "dec_rnn_size": 1024,
@@ -25,6 +27,9 @@ DEFAULTS = {
     "batch_size": 128,
     "graph_number": 21,
     "graph_picture_size": 256,
+    "drawing_size": 640,
+    "lattice_size": 32,
+    "lattice_nodes": 150,
     "num_mixture": 30,
     "learning_rate": 0.001,
     "decay_rate": 0.9999,
@@ -43,6 +48,8 @@ DEFAULTS = {
     "seed": 0,
     "num_per_category": 0,
     "mask_prob": 0.1,
+    "split_train": 0.0,
+    "masking": "auto",
 }
 
 
@@ -53,6 +60,9 @@ def refusal(call, *args, **kwargs):
     text = str(caught.value)
     assert text and text.splitlines() == [text]
     return text
+
+
+OF_LATTICES = ("lattice_size", "lattice_nodes")  # options of another method than the default
 
 
 def test_defaults():
@@ -301,7 +311,8 @@ def test_described_options():
     """`--help` and the README's table show every option, with a default that can be typed in."""
     rows = hparams.option_rows()
     assert [name for name, *_ in rows] == list(DEFAULTS)
-    assert parse_hparams(",".join(f"{name}={default}" for name, default, *_ in rows)) == HParams()
+    typed = [f"{name}={default}" for name, default, *_ in rows if name not in OF_LATTICES]
+    assert parse_hparams(",".join(typed)) == HParams()
     assert all(text.endswith(".") and "\n" not in text for *_, text in rows)
     lines = hparams.describe_options().splitlines()
     for line, (name, default, allowed, description) in zip(lines, rows, strict=True):
@@ -337,16 +348,23 @@ OTHERS = {
     "seed": 2**32 - 1,
     "num_per_category": 70,
     "mask_prob": 0.0,
+    "split_train": 0.2,
+    "edges": "temporal",
+    "drawing_size": 512,
+    "masking": "sketchhealer",
 }
+OF_LATTICE = {"method": "sketchlattice", "lattice_size": 16, "lattice_nodes": 99}
 
 
 @pytest.mark.parametrize("scale_factor", [None, 22.825326508951417])
 def test_config_round_trip(tmp_path, scale_factor):
     """What is written is read back exactly, for every option, beside the data's scale factor."""
-    assert [name for name in DEFAULTS if OTHERS[name] == DEFAULTS[name]] == []
+    changed = OF_LATTICE | OTHERS
+    assert [name for name in DEFAULTS if changed[name] == DEFAULTS[name]] == []
     path = tmp_path / hparams.CONFIG_NAME
-    write_config(path, HParams(**OTHERS), scale_factor)
-    assert read_config(path) == (HParams(**OTHERS), scale_factor, {})
+    for options in (OTHERS, OF_LATTICE):
+        write_config(path, HParams(**options), scale_factor)
+        assert read_config(path) == (HParams(**options), scale_factor, {})
     assert os.listdir(tmp_path) == ["model_config.json"]
 
 
@@ -356,6 +374,7 @@ def test_config_is_readable_json(tmp_path):
     write_config(path, HParams(categories=["café"]), np.float64(2.5))
     text = path.read_text(encoding="utf-8")
     expected = {**DEFAULTS, "categories": ["café"], "scale_factor": 2.5}
+    expected = {name: value for name, value in expected.items() if name not in OF_LATTICES}
     assert json.loads(text) == expected
     starts = [line.split('"')[1] for line in text.splitlines() if line.startswith(' "')]
     assert starts == list(expected)
@@ -440,9 +459,69 @@ def test_published_config():
     """The published implementation's config is read; what it has beyond our options is named."""
     config = read_config(PUBLISHED, allow_unknown=True)
     stored = json.loads(PUBLISHED.read_text())
-    options = config.hparams.model_dump(mode="json")
+    options = config.hparams.used()
     assert config.unknown == {"semi_percent": 0.0, "semi_balanced": False}
-    ours = {"seed": 0, "mask_prob": 0.1, "precision": "float32"}
+    ours = {
+        "seed": 0,
+        "mask_prob": 0.1,
+        "split_train": 0.0,
+        "precision": "float32",
+        "drawing_size": 640,
+    }
+    ours |= {"method": "sp_gra2seq", "edges": "auto", "masking": "auto"}
     assert {**options, **config.unknown} == {**ours, **stored}
     assert config.scale_factor is None
     assert "unknown option 'semi_percent'" in refusal(read_config, PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("num_steps=" + "9" * 400, "at most 1000000000000"),
+        ("max_seq_len=1000000000000", "at most 1000000"),
+        ("dec_rnn_size=1" + "0" * 30, "at most 65536"),
+        ("z_size=65537", "at most 65536"),
+        ("batch_size=65537", "at most 65536"),
+        ("graph_number=1000000000", "at most 4096"),
+        ("num_mixture=100000000", "at most 16777216"),
+        ("num_per_category=10000000000", "at most 1000000000"),
+        ("save_every=10000000000", "at most 1000000000"),
+        ("learning_rate=1e39", "at most 1000"),
+        ("grad_clip=1e39", "at most 1e+30"),
+        ("split_train=0.5", "at most 0.4"),
+    ],
+)
+def test_what_sizes_memory_has_bounds(text, part):
+    """No option is accepted that no machine could hold, or that float32 can't."""
+    assert part in refusal(parse_hparams, text)
+
+
+def test_options_too_large_together():
+    """Each is allowed alone; the line names the options and estimates the memory.
+
+    The pictures of a batch and their activations: 65536 * 4096 nodes of 256 * 256 pixels at 49
+    bytes are 862 TB; sketches of a million rows are 128 * 10^6 * (10 * 1024 + 300) * 4 = 5.4 TB.
+    """
+    message = refusal(parse_hparams, "batch_size=65536,graph_number=4096")
+    assert message.startswith("options batch_size, graph_number and graph_picture_size: ")
+    estimate = float(message.partition("needs about ")[2].partition(" TB")[0])
+    assert 862 <= estimate < 900
+    message = refusal(parse_hparams, "max_seq_len=1000000")
+    assert message.startswith("options max_seq_len, batch_size and dec_rnn_size: ")
+    assert 5.3 < float(message.partition("needs about ")[2].partition(" TB")[0]) < 5.6
+    largest = HParams(batch_size=1024, dec_rnn_size=4096, max_seq_len=2000, graph_number=64)
+    assert sum(largest.memory_needed().values()) < 10**12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"categories": ("a\ud800",)},
+        {"dec_model": "\udc80"},
+        {"\ud800": 3},
+        {"num_steps": "\ud800"},
+    ],
+)
+def test_halves_of_characters(options):
+    """An unpaired surrogate can't be in a file's name, nor be printed; the line shows its code."""
+    assert refusal(lambda: HParams(**options)).isprintable()

@@ -11,6 +11,7 @@ from doodles import doodle
 from hparams import HParams
 from import_checkpoint import import_checkpoint
 from model import MIXTURES, OUTPUT_WIDTH, SPGra2Seq, split_outputs
+from support.files import UserError
 
 STEPS = 20
 
@@ -297,3 +298,31 @@ def test_raw_outputs_are_split_in_order():
     parts = split_outputs(np.arange(OUTPUT_WIDTH, dtype=np.float32)[None])
     flat = np.concatenate([np.asarray(part)[0] for part in parts])
     np.testing.assert_array_equal(flat, np.arange(OUTPUT_WIDTH))
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-40, 9e-4, 100.1, 1e39, float("nan"), -0.24])
+def test_temperatures_out_of_bounds(temperature):
+    """float32 can't divide by them, or what is drawn is noise: a line before anything is drawn."""
+    with pytest.raises(UserError, match="temperature: .* is not allowed"):
+        next(inference.generate(small_model(), codes(1), STEPS, temperature=temperature))
+
+
+@pytest.mark.parametrize("temperature", [inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE])
+def test_temperatures_at_the_bounds(temperature):
+    """What is drawn is finite there."""
+    drawn = list(inference.generate(small_model(), codes(3), STEPS, temperature=temperature))
+    assert len(drawn) == 3 and all(np.isfinite(found.sketch).all() for found in drawn)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_what_is_not_finite_is_no_sketch(value, greedy):
+    """Damaged codes and damaged weights end in a line that names the sketch."""
+    model = small_model()
+    items = [(key, np.full_like(code, np.nan)) for key, code in codes(2)]
+    with pytest.raises(UserError, match="values that are not finite, from the code of sketch"):
+        list(inference.generate(model, items, STEPS, greedy=greedy, batch_size=4))
+    kernel = model.decoder.output_kernel
+    kernel.assign(np.full(kernel.shape, value, np.float32))
+    with pytest.raises(UserError, match="not finite"):
+        list(inference.generate(model, codes(2), STEPS, greedy=greedy, batch_size=4))

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import graphs
 import model as network
 import unroll
+from encoders import CHANNELS
 from hparams import HParams
 from model import Adam, SPGra2Seq
 from support.backend import keras, ops
@@ -71,21 +73,21 @@ def test_every_forward_quantity_is_the_published_one(mode, reference, published,
 
     masks = batch["graph_masks"]
     with keras.StatelessScope():
-        embeddings = published.embed(batch["patches"])
+        encoder = published.encoder
+        embeddings = encoder.embed(batch["patches"])
         patches = embeddings[:, 1:]
-        flat = ops.reshape(patches, (-1, network.EMBEDDING))
+        flat = ops.reshape(patches, (-1, encoder.clustered))
         agrees("component_z", flat)
-        agrees("coff", network.cosines(patches))
-        adjacency = network.synonymous_adjacency(patches, masks)
+        agrees("coff", graphs.cosines(patches))
+        adjacency = encoder.adjacency(embeddings, batch)
         agrees("coff_adjs", adjacency)
-        agrees(
-            "bn1_out", published.graph_encoder.node_norm(ops.relu(embeddings), training=training)
-        )
-        graph_encoder = published.graph_encoder
-        features = graph_encoder.read_out(embeddings, adjacency, training=training)
+        agrees("bn1_out", encoder.node_norm(ops.relu(embeddings), training=training))
+        pooled = encoder.pool(embeddings, adjacency, training=training)
+        features = encoder.read_out(pooled, training=training)
         # The reference is 1.5e-5 from a float64 computation here, ours 1e-6.
         assert relative(features, reference[f"{mode}/bn2_out"]) < 2e-5
-        mu, log_var = graph_encoder(embeddings, adjacency, training=training)
+        found = encoder(batch, training=training)
+        mu, log_var = found.mu, found.log_var
         agrees("p_mu", mu)
         agrees("p_sigma2", log_var)
         z = mu + ops.exp(log_var / 2) * batch["eps"] if training else mu
@@ -110,11 +112,9 @@ def test_every_forward_quantity_is_the_published_one(mode, reference, published,
         agrees("corr", ops.tanh(rho))
         members = published.clusters.assign(flat)
         np.testing.assert_array_equal(members, reference[f"{mode}/p_alpha"])
-        counted = ops.reshape(network.node_masks(masks), (-1,))
+        counted = ops.reshape(graphs.node_masks(masks), (-1,))
         np.testing.assert_array_equal(counted, reference[f"{mode}/hyper_mask"][:, 0])
-        losses = published.losses_from_embeddings(
-            embeddings, masks, batch["strokes"], z=z, training=training
-        )
+        losses = published.losses_from_encoding(found, batch["strokes"], z=z, training=training)
         agrees("lil_loss", losses["reconstruction"])
         agrees("gaussian_loss", losses["clustering"])
         total = losses["reconstruction"] + network.CLUSTERING_WEIGHT * losses["clustering"]
@@ -126,8 +126,8 @@ def test_every_forward_quantity_is_the_published_one(mode, reference, published,
 
 def test_winners_are_the_published_ones(reference, published, batch):
     """The three most similar patches of each patch are the published ones, exact ties included."""
-    patches = published.embed(batch["patches"])[:, 1:]
-    winners = np.stack([np.argmax(w, axis=-1) for w in network.synonymous_winners(patches)], -1)
+    patches = published.encoder.embed(batch["patches"])[:, 1:]
+    winners = np.stack([np.argmax(w, axis=-1) for w in graphs.synonymous_winners(patches)], -1)
     np.testing.assert_array_equal(winners, reference["winners"])
 
 
@@ -243,22 +243,6 @@ def test_moving_variance_is_the_biased_one(reference, published, batch):
         assert relative(0.9 * start[path] + unbiased, theirs) < FORWARD
 
 
-@pytest.mark.parametrize("side", [2, 30, 64, 100, 128, 130, 200, 250, 256])
-def test_encoder_is_the_convolutional_network(side):
-    """Matrix products in quadtree order are 2 x 2 convolutions of stride 2 with SAME padding."""
-    encoder = network.PatchEncoder(seed=side)
-    pictures = np.random.default_rng(side).integers(0, 256, (2, side, side)).astype(np.uint8)
-    # In float64: a float32 convolution is itself off by more than the bound.
-    x = ops.cast(pictures, "float64")[..., None] / 255 * 2 - 1
-    for layer, kernel in enumerate(encoder.filters):
-        kernel = ops.cast(kernel, "float64")
-        x = ops.conv(x, kernel, strides=2, padding="same", data_format="channels_last")
-        x = ops.relu(x) if layer < 6 else x
-    x = ops.max_pool(x, 2, strides=2, padding="same", data_format="channels_last")
-    assert x.shape[1:3] == (1, 1)
-    assert relative(encoder(pictures), np.asarray(x).reshape(2, -1)) < 1e-6  # float32 rounding
-
-
 def proximity_by_brute_force(e, mask):
     """The adjacency of one sketch, loop by loop in float64, from the words of docs/method.md."""
     e = np.asarray(e, np.float64)
@@ -290,7 +274,7 @@ def test_adjacency_is_that_of_a_loop():
     e[4] = -np.abs(e[4, :1]) * np.array([[1], [-1], [1], [-1], [1]])
     masks = (rng.random((12, 5, 5)) < 0.7).astype(np.float32)
     masks[0] = 1
-    ours = np.asarray(network.synonymous_adjacency(e, masks))
+    ours = np.asarray(graphs.synonymous_adjacency(e, masks))
     for i in range(12):
         np.testing.assert_allclose(
             ours[i], proximity_by_brute_force(e[i], masks[i]), rtol=2e-4, atol=2e-5
@@ -304,7 +288,7 @@ def test_equal_patches_tie_whatever_their_place():
         e = rng.standard_normal((2, 20, 512)).astype(np.float32)
         blank = rng.choice(20, 9, replace=False)
         e[:, blank] = e[:, blank[:1]]
-        first, second, third = (np.argmax(w, -1) for w in network.synonymous_winners(e))
+        first, second, third = (np.argmax(w, -1) for w in graphs.synonymous_winners(e))
         lowest = np.sort(blank)[:3]
         np.testing.assert_array_equal(first[:, blank], lowest[0])
         np.testing.assert_array_equal(second[:, blank], lowest[1])
@@ -412,8 +396,8 @@ def test_blank_nodes_have_one_embedding(precision):
         patches = rng.integers(0, 256, (sketches, nodes, 16, 16)).astype(np.uint8)
         blank = rng.random((sketches, nodes)) < 0.4
         patches[blank] = 0
-        embeddings = np.asarray(model.embed(patches))
-        alone = np.asarray(model.patch_encoder(patches.reshape(-1, 16, 16)))
+        embeddings = np.asarray(model.encoder.embed(patches))
+        alone = np.asarray(model.encoder.patch_encoder(patches.reshape(-1, 16, 16)))
         tolerance = 1e-5 if precision == "float32" else 0.05  # other nodes are left as they are
         np.testing.assert_allclose(
             embeddings.reshape(-1, 512), alone, atol=tolerance * np.abs(alone).max()
@@ -429,7 +413,7 @@ def test_initial_weights():
     """Weights start as specified: normal, of the stated deviations; centroids at zero."""
     model = SPGra2Seq(HParams(dec_rnn_size=256))
     weights = {v.path: np.asarray(v) for v in model.weights}
-    fan_in = [4 * n for n in (1, *network.CHANNELS)]
+    fan_in = [4 * n for n in (1, *CHANNELS)]
     expected = {f"encoder/conv{i}": np.sqrt(2 / fan_in[i]) for i in range(6)}
     expected |= {
         "encoder/conv6": np.sqrt(1 / fan_in[6]),

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+import convert
+import download
 import import_checkpoint
 import recognition
 import retrieval
@@ -24,7 +26,10 @@ def test_every_option_is_in_the_table():
     assert "\n".join(rows) in COMMANDS
 
 
-@pytest.mark.parametrize("script", [train, sample, retrieval, recognition, import_checkpoint])
+SCRIPTS = [train, sample, retrieval, recognition, import_checkpoint, convert, download]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_there_with_its_default(script):
     """No flag without a word about it, no default that is another."""
     before = set(flags.FLAGS)

@@ -359,7 +359,7 @@ def test_clusters_start_as_the_first_patches(data_dir):
     batch = next(training_batches(data.splits["train"], hparams, data.max_seq_len, workers=1))
     model = SPGra2Seq(hparams)
     model.start_clusters(batch)
-    embeddings = np.asarray(model.embed(batch["patches"]))[:, 1:].reshape(-1, 512)[:12]
+    embeddings = np.asarray(model.encoder.embed(batch["patches"]))[:, 1:].reshape(-1, 512)[:12]
     np.testing.assert_allclose(model.clusters.centroids, embeddings, rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,52 @@
+"""One picture of many drawings, which shows each stroke, its order and where it begins."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+import drawing
+
+CELL = 128  # pixels of a drawing, its margins included
+MARGIN = 12
+COLUMNS = 8
+BITS = 4  # OpenCV's coordinates below are integers in 1/16 pixel
+# Blue, green, red; for the first stroke, the second, ..., and again from the first on. Told apart
+# with colour-blind eyes too (Okabe and Ito 2008).
+COLOURS = ((178, 114, 0), (0, 94, 213), (115, 158, 0), (167, 121, 204), (0, 159, 230), (0, 0, 0))
+
+
+def contact_sheet(sketches: Sequence[np.ndarray]) -> np.ndarray:
+    """Draws sketches side by side, each fitted into its cell.
+
+    Args:
+        sketches: at least one, stroke-3 (n, 3) in any unit.
+
+    Returns:
+        uint8 (height, width, 3), blue first. Strokes are coloured by their order, and a dot
+        marks the beginning of each.
+    """
+    columns = min(COLUMNS, len(sketches))
+    rows = math.ceil(len(sketches) / columns)
+    sheet = np.full((rows * CELL, columns * CELL, 3), 255, np.uint8)
+    for place, sketch in enumerate(sketches):
+        top, left = CELL * (place // columns), CELL * (place % columns)
+        _draw(sheet[top : top + CELL, left : left + CELL], drawing.to_paths(sketch))
+    return sheet
+
+
+def _draw(cell: np.ndarray, paths: list[np.ndarray]) -> None:
+    cv2.rectangle(cell, (0, 0), (CELL - 1, CELL - 1), (225, 225, 225))
+    if not paths:
+        return
+    points = np.concatenate(paths)
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = (CELL - 2 * MARGIN) / ((high - low).max() or 1)
+    shift = (CELL - scale * (low + high)) / 2
+    for order, path in enumerate(paths):
+        colour = COLOURS[order % len(COLOURS)]
+        fixed = np.rint((path * scale + shift) * 2**BITS).astype(np.int32)
+        cv2.polylines(cell, [fixed], False, colour, 1, cv2.LINE_AA, BITS)
+        x, y = fixed[0].tolist()
+        cv2.circle(cell, (x, y), int(2.2 * 2**BITS), colour, cv2.FILLED, cv2.LINE_AA, BITS)
