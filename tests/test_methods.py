@@ -44,7 +44,7 @@ TINY = (
     "categories=[fish,tree],batch_size=8,dec_rnn_size=16,z_size=6,num_steps=10,mask_prob=0.3,"
     "random_scale_factor=0.1"
 )
-SMALL_PATCHES = "graph_number=6,graph_picture_size=32"
+SMALL_PATCHES = "graph_number=8,graph_picture_size=32,drawing_size=80"  # which overlap
 OPTIONS = {  # of each method and kind of edges, at small sizes
     (name, edges): ",".join(
         [TINY, f"method={name}"]
