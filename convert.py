@@ -189,7 +189,7 @@ def _split(name: str, done: Converted, shares: Sequence[float], seed: int) -> di
         if sum(counts) + (shares[0] > 0) > len(free):
             raise UserError(
                 f"{name}: {len(free)} usable drawings are too few to share out; give more, or all "
-                "to one split, as --splits=0,0,1"
+                "to one split, as splits=0,0,1"
             )
         if shares[0] == 0:
             counts[int(shares[1] == 0)] += len(free) - sum(counts)
@@ -215,7 +215,7 @@ def _report(name: str, done: Converted, sizes: dict[str, int], path: Path) -> st
         f"  rows of a drawing: {min(rows)} to {max(rows)}, {np.mean(rows):.1f} on average",
     ]
     if long := sum(n > LONG for n in rows):
-        lines.append(f"  long: {long} of more than {LONG} rows, which --max_rows leaves out")
+        lines.append(f"  long: {long} of more than {LONG} rows, which max_rows leaves out")
     if done.unchanged:
         lines.append(f"  unchanged: {done.unchanged} had a data file's units already")
     if done.not_strokes:
@@ -244,14 +244,14 @@ def _check(
     good = len(splits) == 3 and all(0 <= share <= 1 for share in splits)
     if not good or abs(sum(splits) - 1) > 1 / UNITS:
         shown = ",".join(f"{share:g}" for share in splits)
-        raise UserError(f"--splits: {shown} is not allowed; three shares that sum to 1")
+        raise UserError(f"splits: {shown} is not allowed; three shares that sum to 1")
     for step in steps:
         if step not in STEPS:
-            raise UserError(f"--steps: {step!r} is not allowed; some of {', '.join(STEPS)}, none")
+            raise UserError(f"steps: {step!r} is not allowed; some of {', '.join(STEPS)}, none")
     if not 0 <= epsilon < float("inf"):
-        raise UserError(f"--epsilon: {epsilon} is not allowed; at least 0")
+        raise UserError(f"epsilon: {epsilon} is not allowed; at least 0")
     if max_rows < 0 or max_rows == 1:
-        raise UserError(f"--max_rows: {max_rows} is not allowed; 0 or at least 2")
+        raise UserError(f"max_rows: {max_rows} is not allowed; 0 or at least 2")
     if category is not None:
         _check_name(category)
 
@@ -260,7 +260,7 @@ def _check_name(name: str) -> None:
     try:
         HParams(categories=(name,))
     except UserError as error:
-        raise UserError(f"{name!r} can't be a category; give another --category") from error
+        raise UserError(f"{name!r} can't be a category; give another category") from error
 
 
 def main() -> None:
@@ -269,7 +269,7 @@ def main() -> None:
     try:
         splits = tuple(float(share) for share in values.splits.split(","))
     except ValueError:
-        raise UserError(f"--splits: {values.splits!r} is not allowed; as in 0.8,0.1,0.1") from None
+        raise UserError(f"splits: {values.splits!r} is not allowed; as in 0.8,0.1,0.1") from None
     convert(
         [path for path in values.input.split(",") if path],
         values.data_dir,

@@ -22,7 +22,7 @@ from support.safe_npz import Archive, DamagedFile, open_archive, parse_entries
 
 SPLITS = ("train", "valid", "test")
 LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
-MAX_OFFSET = 10**9  # raw units; nobody draws as far, and sums stay finite
+MAX_OFFSET = 10**9  # raw units; no drawing reaches as far, and sums stay finite
 MIN_SCALE_FACTOR = 1e-6  # float32 divides by it
 MAX_UNUSABLE = 50_000  # entries of a split that are no sketches at all
 MAX_REASONS = 3  # that are told of why sketches were left out
@@ -430,14 +430,14 @@ def _gather(
         ):
             length, dtype, value = entry.shape[0], entry.dtype, entry.values
         else:
-            sketch, said = to_stroke3(entry)
+            sketch, reason = to_stroke3(entry)
             if sketch is None:
-                unusable[said] += 1
+                unusable[reason] += 1
                 if unusable.total() > MAX_UNUSABLE:
-                    raise DamagedFile(f"more than {MAX_UNUSABLE:,} of its entries {said}")
+                    raise DamagedFile(f"more than {MAX_UNUSABLE:,} of its entries {reason}")
                 continue
-            if said:
-                converted[said] += 1
+            if reason:
+                converted[reason] += 1
             length, dtype, value = len(sketch), sketch.dtype, sketch.tobytes()
         if length < 2:
             unusable["have fewer than two rows"] += 1

@@ -294,20 +294,20 @@ def _check_space(data_dir: Path, missing: list[Download]) -> None:
 
 def _check(categories: Sequence[str], mirror: str, connections: int, retries: int) -> None:
     if not categories:
-        raise UserError("--categories: none is given; as in [bee,bus], or all")
+        raise UserError("categories: none is given; as in [bee,bus], or all")
     for name in categories:
         if name not in CATEGORIES:
             like = ", ".join(nearest(name))
             raise UserError(
-                f"--categories: {name!r} is none of the {len(CATEGORIES)} categories"
+                f"categories: {name!r} is none of the {len(CATEGORIES)} categories"
                 + (f"; did you mean {like}?" if like else "")
             )
     if not re.match("https?://", mirror):
-        raise UserError(f"--mirror: {mirror!r} is not allowed; an address from http:// or https://")
+        raise UserError(f"mirror: {mirror!r} is not allowed; an address from http:// or https://")
     if connections < 1:
-        raise UserError(f"--connections: {connections} is not allowed; at least 1")
+        raise UserError(f"connections: {connections} is not allowed; at least 1")
     if retries < 0:
-        raise UserError(f"--retries: {retries} is not allowed; at least 0")
+        raise UserError(f"retries: {retries} is not allowed; at least 0")
 
 
 def read_names(text: str) -> list[str]:
@@ -325,9 +325,7 @@ def read_names(text: str) -> list[str]:
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--categories: {text[1:]}: can't be read ({one_line(error)})"
-            ) from None
+            raise UserError(f"categories: {text[1:]}: can't be read ({one_line(error)})") from None
         text = "\n".join(line.partition("#")[0] for line in text.splitlines())
         if found := re.search(r"categories[\"']?\s*[=:]\s*\[([^\]]*)\]", text):
             text = found[1]

@@ -7,7 +7,7 @@ picture of strokes is blank. So all blank cells of a level have one and the same
 shapes may vary, the cells with ink are computed, and the blank one once (see `_Inked`). Elsewhere
 all are, in an order in which the four cells of a window are neighbours in memory (see `_Dense`).
 
-Where S is no power of two, SAME padding puts zeros behind the edges of a level. A cell that is cut
+Where S is no power of two, SAME padding puts zeros beyond the edges of a level. A cell that is cut
 by an edge has another value than a whole one even if it is blank; so a level may have five kinds
 of blank cells (see `_Grid`).
 """
@@ -22,7 +22,7 @@ from support.precision import MixedLayer, mixed_matmul, to_compute_dtype
 
 CHANNELS = (8, 32, 64, 128, 256, 512, 512)  # of SP-gra2seq
 CELL = 4  # side, in pixels, of what the first two convolutions see at a time
-OUTSIDE = 4  # kind of the cells behind the edges; 0 is whole, 1 to 3 are cut by an edge or two
+OUTSIDE = 4  # kind of the cells beyond the edges; 0 is whole, 1 to 3 are cut by an edge or two
 
 
 def skips_blank_cells() -> bool:
@@ -33,13 +33,13 @@ def skips_blank_cells() -> bool:
 class PatchEncoder(MixedLayer):
     """Convolutions of kernel 2 and stride 2, ReLUs, and the maximum over all windows left.
 
-    SP-gra2seq (Zang et al., AAAI 2023) has seven, without biases, and no ReLU behind the last.
+    SP-gra2seq (Zang et al., AAAI 2023) has seven, without biases, and no ReLU after the last.
     The products are made in the compute type of the layer's policy.
 
     Args:
         channels: outputs of each convolution, at least two.
         use_bias: each convolution has a bias.
-        last_relu: the last one has a ReLU behind it, too.
+        last_relu: the last one has a ReLU after it, too.
         seed: int or keras.random.SeedGenerator for the initial weights.
     """
 
@@ -103,7 +103,7 @@ class PatchEncoder(MixedLayer):
 
 
 class _Grid:
-    """Where the cells of each level lie: those behind convolution `layer` have 2^(layer + 1)
+    """Where the cells of each level lie: those made by convolution `layer` have 2^(layer + 1)
     pixels a side, and pixels are the cells of layer -1.
 
     Args:
@@ -118,7 +118,7 @@ class _Grid:
         self.kind_count = OUTSIDE + 1 if self.is_cut else 1
 
     def width(self, layer: int) -> int:
-        """Cells along a side that are not behind the edges."""
+        """Cells along a side that are not beyond the edges."""
         return -(-self.side // 2 ** (layer + 1))
 
     def padded_width(self, layer: int) -> int:
@@ -129,7 +129,7 @@ class _Grid:
         """The kind of each of (width, width) cells, int32."""
         cell = min(2 ** (layer + 1), self.padded)
         starts = cell * np.arange(width)
-        # 0 before the edge, 1 across it, 2 behind it.
+        # 0 before the edge, 1 across it, 2 beyond it.
         place = 1 * (starts + cell > self.side) + (starts >= self.side)
         down, across = np.meshgrid(place, place, indexing="ij")
         return np.where((down == 2) | (across == 2), OUTSIDE, 2 * down + across).astype(np.int32)
@@ -143,7 +143,7 @@ class _Grid:
         factor = 2 ** (layer - below)
         found = np.zeros((self.kind_count, factor * factor), np.int32)
         if self.is_cut:
-            width = self.width(layer) + 1  # one behind the edges, too
+            width = self.width(layer) + 1  # one beyond the edges, too
             inner = self.kinds(below, factor * width).reshape(width, factor, width, factor)
             inner = inner.swapaxes(1, 2).reshape(width * width, -1)
             for kind, row in zip(self.kinds(layer, width).ravel(), inner, strict=True):
@@ -206,7 +206,7 @@ class _Dense:
         self.grid, self.dtype = grid, dtype
         self.is_blank = ops.logical_not(ops.any(ops.cast(pictures, "bool"), axis=(1, 2)))
         if grid.is_cut:
-            # Zeros behind the edges are what SAME padding would put there, layer by layer.
+            # Zeros beyond the edges are what SAME padding would put there, layer by layer.
             margin = (0, grid.padded - grid.side)
             self.pixels = _to_cells(ops.pad(_scaled(pictures, dtype), ((0, 0), margin, margin)))
         else:
@@ -219,7 +219,7 @@ class _Dense:
         return mixed_matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel, self.dtype)
 
     def add(self, x, layer, bias):
-        """Adds a bias to the cells that are not behind the edges."""
+        """Adds a bias to the cells that are not beyond the edges."""
         if not self.grid.is_cut:
             return ops.reshape(x, (-1, bias.shape[0])) + bias
         within = self._within(layer).astype("float32")[:, None]
@@ -267,7 +267,7 @@ def _to_cells(pictures):
 class _Link(NamedTuple):
     """How the cells of a level are made of those of the level below it.
 
-    There are K kinds of blank cells, the first rows of every level; behind them are its n cells
+    There are K kinds of blank cells, the first rows of every level; after them come its n cells
     with ink.
     """
 
@@ -276,7 +276,7 @@ class _Link(NamedTuple):
 
 
 class _Inked:
-    """The cells with ink alone, behind one row for each kind of blank cells; in TensorFlow.
+    """The cells with ink alone, after one row for each kind of blank cells; in TensorFlow.
 
     A picture without ink costs the search for it, whatever the number of such pictures.
 
@@ -315,7 +315,7 @@ class _Inked:
         return mixed_matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel, self.dtype)
 
     def add(self, x, layer, bias):
-        """Adds a bias to the cells that are not behind the edges."""
+        """Adds a bias to the cells that are not beyond the edges."""
         import tensorflow as tf
 
         x = tf.reshape(x, (-1, bias.shape[0]))
@@ -387,7 +387,7 @@ def _find_links(grid, words):
             tf.bitcast(tf.gather(tf.reshape(fours[layer], (-1,)), places), tf.uint8), tf.int32
         )
         link = _link(grid, ink, _kinds_below(grid, layer, places))
-        links[layer] = _behind_blank(grid, layer, link)
+        links[layer] = _after_blank(grid, layer, link)
         places = _places_below(grid, layer, places, link.slots)
     return links, places
 
@@ -452,7 +452,7 @@ def _link(grid, ink, kinds):
     return _Link(ink * (row - kinds) + kinds, tf.cast(tf.reshape(slots, (-1,)), tf.int32))
 
 
-def _behind_blank(grid, layer, link):
+def _after_blank(grid, layer, link):
     """The link of a level, its blank cells included."""
     import tensorflow as tf
 

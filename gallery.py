@@ -10,7 +10,8 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,10 +31,13 @@ from drawing import (  # noqa: E402
     SIDE,
     Colour,
     canvas_picture,
+    draw_graph,
     png,
     to_picture,
     to_svg,
+    write_png,
 )
+from support.files import write_file  # noqa: E402
 
 PAGE, TEXT, RULE = (246, 246, 246), (60, 60, 60), (215, 215, 215)  # blue, green, red
 DPI = 72  # so that a font's size in points is its size in pixels
@@ -68,6 +72,30 @@ COLUMNS = {  # in the order of display
     "corrupted": "corrupted",
     "generated": "generated",
 }
+
+
+def with_graph(
+    example: Example, graph: Any, adjacency: np.ndarray, *, marked: bool = True
+) -> Example:
+    """An example with its graph and its corrupted canvas.
+
+    Args:
+        example: has an original.
+        graph: what was made of it, for `drawing.draw_graph`.
+        adjacency: see `drawing.draw_graph`.
+        marked: whether the squares of masked patches are marked as erased.
+    """
+    shown = graph if marked else graph._replace(masked=[])
+    picture = draw_graph(example.original, shown, adjacency)
+    return example._replace(graph_picture=picture, corrupted=graph.picture.copy())
+
+
+def write_gallery(
+    output_dir: Path, examples: Sequence[Example], title: str, metadata: Mapping[str, object]
+) -> None:
+    """Writes gallery.png and index.html."""
+    write_png(output_dir / "gallery.png", gallery(examples, title=title))
+    write_file(output_dir / "index.html", index_html(examples, title=title, metadata=metadata))
 
 
 def gallery(

@@ -112,7 +112,7 @@ def import_checkpoint(
     elif scale_factor is None:
         warnings.append(
             "the checkpoint holds no scale factor: what it generates is in model units, raw "
-            "offsets divided by the standard deviation of its training set; with --data_dir it is "
+            "offsets divided by the standard deviation of its training set; with data_dir it is "
             "computed and stored, otherwise each command computes it from the data it is given"
         )
     optimizer = Adam(hparams)

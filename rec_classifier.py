@@ -185,7 +185,7 @@ def load(classifier_dir: str | Path, categories: Sequence[str]) -> Classifier | 
     if known != list(categories):
         raise UserError(
             f"{folder} holds a classifier for other categories ({', '.join(map(str, known))}), "
-            f"not for {', '.join(categories)}; choose another --classifier_dir"
+            f"not for {', '.join(categories)}; choose another classifier_dir"
         )
     network = SketchANet(len(known), options.width, options.seed)
     arrays, made_of = checkpoints.read_arrays(weights)
@@ -348,7 +348,7 @@ class _Progress(keras.callbacks.Callback):
             update = self.epoch * self.steps + batch + 1
             raise UserError(
                 f"the classifier's loss is {logs['loss']} at update {update}; try a smaller "
-                "--learning_rate"
+                "learning_rate"
             )
         self.bar.set_postfix(logs, refresh=False)
         self.bar.update()
@@ -406,5 +406,5 @@ def _check_same(meta: dict, made_of: dict, path: Path) -> None:
     if differences:
         raise UserError(
             f"{path}: an unfinished training with other {', '.join(differences)}; repeat its "
-            "options or choose another --classifier_dir"
+            "options or choose another classifier_dir"
         )

@@ -126,7 +126,7 @@ def find_classifier(
         if classifier.metadata["data"] != data.fingerprint():
             raise UserError(
                 f"{classifier_dir} holds a classifier trained on other data; choose another "
-                "--classifier_dir"
+                "classifier_dir"
             )
         others = [f"{k}={own[k]}" for k, value in asdict(options).items() if own[k] != value]
         if others:
@@ -271,7 +271,7 @@ def _check(options: Options, workers: int | None) -> None:
     check_whole("width", options.width, 1, rec_classifier.MAX_WIDTH)
     check_workers(workers)
     if not 0 < options.learning_rate <= MAX_LEARNING_RATE:
-        raise UserError(f"--learning_rate: {options.learning_rate} is not allowed; above 0")
+        raise UserError(f"learning_rate: {options.learning_rate} is not allowed; above 0")
 
 
 def main() -> None:

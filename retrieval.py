@@ -51,7 +51,7 @@ def retrieval(
     """
     if direction not in DIRECTIONS:
         allowed = " or ".join(DIRECTIONS)
-        raise UserError(f"--direction: {direction!r} is not allowed; {allowed}")
+        raise UserError(f"direction: {direction!r} is not allowed; {allowed}")
     check_workers(workers)
     samples = sample_files.load_samples(sample_dir, data_dir, model_dir)
     for warning in samples.warnings:

@@ -222,7 +222,8 @@ def _train(
         log_message(f"Training has ended: {state.finished}. The model is in {log_root}.")
     else:
         log_message(
-            f"Interrupted at update {state.total_steps}; go on with --resume_training=True."
+            f"Interrupted at update {state.total_steps}; go on with --resume_training=True "
+            "(in Python resume=True)."
         )
     return state
 
@@ -463,7 +464,7 @@ def _saved_config(log_root: Path, resume: bool) -> ModelConfig | None:
         if there:
             raise UserError(
                 f"{log_root} already holds a run ({there[0].name}); go on with it with "
-                "--resume_training=True or choose another --log_root"
+                "--resume_training=True (in Python resume=True) or choose another log_root"
             )
         return None
     if not there:

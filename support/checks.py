@@ -14,14 +14,14 @@ MAX_WORKERS = 1024
 def check_whole(name: str, value: Any, low: int, high: int = MAX_COUNT) -> None:
     """Raises UserError unless a value is a whole number from `low` to `high`."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise UserError(f"--{name}: {value!r:.60} is not allowed; a whole number")
+        raise UserError(f"{name}: {value!r:.60} is not allowed; a whole number")
     _check_range(name, value, low, high)
 
 
 def check_real(name: str, value: Any, low: float, high: float) -> None:
     """Raises UserError unless a value is a number from `low` to `high`."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise UserError(f"--{name}: {value!r:.60} is not allowed; a number")
+        raise UserError(f"{name}: {value!r:.60} is not allowed; a number")
     _check_range(name, value, low, high)
 
 
@@ -33,6 +33,6 @@ def check_workers(workers: Any) -> None:
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:
     if value > high:
-        raise UserError(f"--{name}: {value!s:.60} is not allowed; at most {high}")
+        raise UserError(f"{name}: {value!s:.60} is not allowed; at most {high}")
     if not value >= low:  # as of NaN
-        raise UserError(f"--{name}: {value!s:.60} is not allowed; at least {low}")
+        raise UserError(f"{name}: {value!s:.60} is not allowed; at least {low}")

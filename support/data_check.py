@@ -18,7 +18,7 @@ from drawing import FONT, write_png
 from hparams import HParams
 from support.files import UserError
 
-MIN_ROWS = 200  # of a category; of fewer nothing is said but what is certain
+MIN_ROWS = 200  # of a category; of fewer only what is certain is reported
 # Absolute coordinates: real categories have at most 7 % of sketches without a negative offset; the
 # sums reach at most 0.24 of the values' range times the rows (stairs), of coordinates at least
 # 0.28. Consecutive offsets differ by 0.58 of their spread or more (circles), coordinates by 0.4.

@@ -106,13 +106,13 @@ def initialize_distributed(
     """
     if keras.backend.backend() != "jax":
         raise UserError(
-            "--coordinator: several processes need the JAX backend: set KERAS_BACKEND=jax"
+            "coordinator: several processes need the JAX backend: set KERAS_BACKEND=jax"
         )
     if not re.fullmatch(r"[^\s,]+:\d+", coordinator):
-        raise UserError(f"--coordinator: {coordinator!r} is not allowed; write HOST:PORT")
+        raise UserError(f"coordinator: {coordinator!r} is not allowed; write HOST:PORT")
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id: {process_id} is not allowed with --num_processes={num_processes}; "
+            f"process_id: {process_id} is not allowed with num_processes={num_processes}; "
             "processes count from 0"
         )
     import jax
@@ -131,7 +131,7 @@ def initialize_distributed(
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"--coordinator: the {num_processes} processes did not meet at {coordinator} ({reason})"
+            f"coordinator: the {num_processes} processes did not meet at {coordinator} ({reason})"
         ) from error
 
 
@@ -148,7 +148,7 @@ def select_devices(num_devices: int, batch_size: int) -> DeviceGroup:
     if keras.backend.backend() != "jax":
         if num_devices > 1:
             raise UserError(
-                f"--num_devices: {num_devices} devices need the JAX backend: set KERAS_BACKEND=jax"
+                f"num_devices: {num_devices} devices need the JAX backend: set KERAS_BACKEND=jax"
             )
         return DeviceGroup()
     import jax
@@ -159,15 +159,15 @@ def select_devices(num_devices: int, batch_size: int) -> DeviceGroup:
     ]
     fewest = min(map(len, of_process))
     if num_devices > fewest:
-        raise UserError(f"--num_devices: {num_devices} is not allowed; there are {fewest}")
+        raise UserError(f"num_devices: {num_devices} is not allowed; there are {fewest}")
     if num_devices == 0 and max(map(len, of_process)) > fewest:
-        raise UserError(f"--num_devices: the machines have not equally many; choose up to {fewest}")
+        raise UserError(f"num_devices: the machines have not equally many; choose up to {fewest}")
     # The shards of a batch stand in the order of the processes.
     chosen = [device for devices in of_process for device in devices[: num_devices or fewest]]
     if batch_size % len(chosen):
         raise UserError(
             f"batch_size={batch_size} can't be shared evenly by {len(chosen)} devices; choose a "
-            "multiple of it or another --num_devices"
+            "multiple of it or another num_devices"
         )
     names = tuple(f"{device.platform}:{device.id}" for device in chosen)
     if len(chosen) == 1:

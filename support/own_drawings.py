@@ -104,7 +104,7 @@ def find_hole(own: OwnDrawing, rectangle: Rectangle) -> Box:
     if not inside.any() or inside.all():
         spans = [f"{axis} from {a:g} to {b:g}" for axis, a, b in zip("xy", low, high, strict=True)]
         what = "touches no line of" if not inside.any() else "leaves nothing of"
-        raise UserError(f"--erase: {what} {own.drawing.source}, which has {' and '.join(spans)}")
+        raise UserError(f"erase: {what} {own.drawing.source}, which has {' and '.join(spans)}")
     box = np.concatenate([corner - low, corner + size - low]) / longest
     left, top, right, bottom = box.tolist()
     return left, top, right, bottom

@@ -6,6 +6,7 @@
 import hashlib
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,23 @@ import numpy as np
 
 import dataset
 import drawing
+import inference
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
+from support.checks import MAX_BATCH, MAX_SEED, check_real, check_whole, check_workers
 from support.files import (
     UserError,
     file_sha256,
     is_of_type,
     read_json,
     read_npy,
+    write_file,
     write_json,
 )
 
 SAMPLES_NAME = "samples.json"
+PICTURES = ("svg", "png")
 ADVICE = "sample into another directory"
 Key = tuple[int, int]  # category, and the sketch's row in its split's file
 
@@ -241,6 +246,28 @@ def stroke_path(sample_dir: Path, key: Key) -> Path:
     return sample_dir / f"stroke_{key[0]}_{key[1]}.npy"
 
 
+def write_sample(
+    output_dir: Path,
+    key: Key,
+    sketch: np.ndarray,
+    code: np.ndarray,
+    pictures: Sequence[str],
+) -> None:
+    """Writes the files of one sketch; its strokes come last and mark it as complete."""
+    category, index = key
+    name = f"{category}_{index}"
+
+    def write(file_name, content):
+        write_file(output_dir / file_name, content, survives_power_loss=False)
+
+    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
+    if "svg" in pictures:
+        write(f"{name}.svg", drawing.to_svg(sketch))
+    if "png" in pictures:
+        drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
+    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
+
+
 def read_strokes(path: Path) -> np.ndarray:
     """A generated sketch, stroke-3 (n, 3), n >= 0.
 
@@ -293,6 +320,39 @@ def split_sha256(split: Split, members: list[int]) -> str:
         whole = rows.astype(np.int16)
         digest.update((whole if np.array_equal(whole, rows) else rows).tobytes())
     return digest.hexdigest()
+
+
+def check_options(
+    num_per_category: int,
+    prob: float,
+    temperature: float,
+    seed: int,
+    split: str,
+    batch_size: int,
+    pictures: Sequence[str],
+    workers: int | None,
+) -> None:
+    """Raises UserError for an option of sampling that is not allowed."""
+    check_whole("num_per_category", num_per_category, 1)
+    check_real("prob", prob, 0, 1)
+    check_real("temperature", temperature, inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE)
+    check_whole("seed", seed, 0, MAX_SEED)
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
+    check_workers(workers)
+    if split not in dataset.SPLITS:
+        raise UserError(f"split: {split!r} is not allowed; one of {', '.join(dataset.SPLITS)}")
+    for kind in pictures:
+        if kind not in PICTURES:
+            raise UserError(f"pictures: {kind!r} is not allowed; svg, png, both or none")
+
+
+def check_masking(masking: str, hparams: HParams) -> None:
+    """Raises UserError for a way of masking that the model's method does not have."""
+    if masking not in hparams.traits.masking:
+        raise UserError(
+            f"masking: {masking!r} is not allowed; one of {', '.join(hparams.traits.masking)} "
+            f"with a model of method={hparams.method}"
+        )
 
 
 def _find_keys(sample_dir: Path) -> list[Key]:

@@ -100,7 +100,7 @@ class _SharedMemory:
     """Memory that processes share, without a name and gone with the last of them.
 
     Args:
-        descriptor: of the file behind it; None makes one.
+        descriptor: of the file that holds it; None makes one.
     """
 
     def __init__(self, descriptor: int | None = None):
@@ -263,7 +263,7 @@ class _WorkerProcess:
         status = self.process.wait()
         return UserError(
             f"a process that prepares batches was ended (status {status}), perhaps for lack of "
-            "memory; try fewer --workers"
+            "memory; try fewer workers"
         )
 
 

@@ -351,7 +351,7 @@ def test_two_devices_are_one(folder, data_dir, on_jax):
     assert_same_evaluation(output, on_jax)
     uneven, too_many = said(output, "REFUSED")
     assert "batch_size=7 can't be shared evenly by 2 devices" in uneven
-    assert "--num_devices: 3 is not allowed; there are 2" in too_many
+    assert "num_devices: 3 is not allowed; there are 2" in too_many
     assert "\n" not in uneven + too_many and not (folder / "refused").exists()
     assert len(said(output, "ENDED")) == 2
 
@@ -415,7 +415,7 @@ def test_tensorflow_takes_one_device():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("about TensorFlow")
     assert devices.select_devices(1, 8) == devices.select_devices(0, 8) == devices.DeviceGroup()
-    with pytest.raises(UserError, match="--num_devices: 2 devices need .*KERAS_BACKEND=jax"):
+    with pytest.raises(UserError, match="num_devices: 2 devices need .*KERAS_BACKEND=jax"):
         devices.select_devices(2, 8)
     with pytest.raises(UserError, match="several processes need .*KERAS_BACKEND=jax"):
         devices.initialize_distributed("localhost:1", 2, 0)

@@ -423,13 +423,13 @@ def test_bad_arrays(tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"splits": (0.5, 0.1, 0.1)}, "--splits: 0.5,0.1,0.1 is not allowed"),
-        ({"splits": (1.0,)}, "--splits: 1 is not allowed"),
-        ({"splits": (float("nan"), 0, 1)}, "--splits: nan,0,1 is not allowed"),
-        ({"steps": ("smooth",)}, "--steps: 'smooth' is not allowed"),
-        ({"epsilon": -1.0}, "--epsilon: -1.0 is not allowed"),
-        ({"epsilon": float("nan")}, "--epsilon: nan is not allowed"),
-        ({"max_rows": -5}, "--max_rows: -5 is not allowed"),
+        ({"splits": (0.5, 0.1, 0.1)}, "splits: 0.5,0.1,0.1 is not allowed"),
+        ({"splits": (1.0,)}, "splits: 1 is not allowed"),
+        ({"splits": (float("nan"), 0, 1)}, "splits: nan,0,1 is not allowed"),
+        ({"steps": ("smooth",)}, "steps: 'smooth' is not allowed"),
+        ({"epsilon": -1.0}, "epsilon: -1.0 is not allowed"),
+        ({"epsilon": float("nan")}, "epsilon: nan is not allowed"),
+        ({"max_rows": -5}, "max_rows: -5 is not allowed"),
         ({"category": "a/b"}, "'a/b' can't be a category"),
     ],
 )

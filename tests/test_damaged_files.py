@@ -20,10 +20,9 @@ import checkpoints
 import dataset
 import import_checkpoint
 import rec_classifier
-import sample
 from checkpoints import RunState
 from hparams import HParams, read_config
-from support import sample_files
+from support import mask_seeds, sample_files
 from support.files import UserError
 
 SPLITS = dataset.SPLITS
@@ -189,7 +188,7 @@ def test_seeds(tmp_path):
     """random_seed.npy."""
     path = tmp_path / "random_seed.npy"
     np.save(path, np.random.default_rng(0).random(50, np.float32))
-    assert survives(path, lambda: sample.read_seeds(path), 800, (mutated, early), 3) > 350
+    assert survives(path, lambda: mask_seeds.read_seeds(path), 800, (mutated, early), 3) > 350
 
 
 @pytest.mark.parametrize("name", [checkpoints.BEST, checkpoints.LATEST])

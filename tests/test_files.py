@@ -555,13 +555,13 @@ def test_types_of_json_values():
 
 def test_numbers_of_calls():
     """Arguments are checked like flags, with a line that names them."""
-    assert "--seed: -1 is not allowed; at least 0" in refusal(check_whole, "seed", -1, 0)
+    assert "seed: -1 is not allowed; at least 0" in refusal(check_whole, "seed", -1, 0)
     assert "at most 9" in refusal(check_whole, "seed", 10**400, 0, 9)
     assert "whole" in refusal(check_whole, "seed", 1.5, 0) + refusal(check_whole, "seed", True, 0)
     assert "at least 0" in refusal(check_real, "p", float("nan"), 0, 1)
     assert "at most 1" in refusal(check_real, "p", float("inf"), 0, 1)
     assert "a number" in refusal(check_real, "p", "0.5", 0, 1)
-    assert "--workers: -3" in refusal(check_workers, -3)
+    assert "workers: -3" in refusal(check_workers, -3)
     check_workers(None)
     check_whole("seed", np.int64(4), 0)
     check_real("p", 1, 0, 1)
@@ -580,3 +580,20 @@ def test_whole_numbers_too_large_to_be_drawn(extreme):
                 utils.make_graph(broken)
     graph = utils.make_graph(sketch)
     assert np.array_equal(graph.patches, utils.make_graph(sketch.astype(np.int16)).patches)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"save_minutes": -1}, "save_minutes: -1 is not allowed; at least 0"),
+        ({"save_minutes": float("nan")}, "save_minutes: nan"),
+        ({"workers": -3}, "workers: -3 is not allowed; at least 0"),
+        ({"num_devices": 1.5}, "num_devices: 1.5 is not allowed; a whole number"),
+    ],
+)
+def test_calls_of_train_are_checked_like_its_flags(tmp_path, options, part):
+    """A line before anything is read or written."""
+    import train  # brings TensorFlow, which the other tests here do without
+
+    assert part in refusal(train.train, tmp_path / "none", tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()

@@ -1,4 +1,4 @@
-"""sample.py --input: people's own drawings in, healed ones out in the same coordinates."""
+"""sample.py input: people's own drawings in, healed ones out in the same coordinates."""
 
 import json
 import os
@@ -190,7 +190,7 @@ def test_variants(files, model_dir, tmp_path):
     assert len(alone) == len(drawn[0])
     np.testing.assert_allclose(drawn[0], alone, atol=1e-4)  # another batch
     assert {f"my fish_v{v}_healed.svg" for v in (1, 2, 3)} < names(tmp_path / "a")
-    with pytest.raises(UserError, match="--variants: 3 is not allowed"):
+    with pytest.raises(UserError, match="variants: 3 is not allowed"):
         sample.heal(files[:1], model_dir, tmp_path / "c", variants=3, greedy=True)
 
 
@@ -275,8 +275,8 @@ def test_the_command_line(files, model_dir, tmp_path):
     [
         ({"input", "data_dir"}, "exclude one another"),
         (set(), "--data_dir .* and --input .* give one of them"),
-        ({"data_dir", "variants"}, "--variants: goes with --input only"),
-        ({"input", "split"}, "--split: goes with --data_dir only"),
+        ({"data_dir", "variants"}, "variants: goes with --input only"),
+        ({"input", "split"}, "split: goes with --data_dir only"),
     ],
 )
 def test_flags_that_do_not_go_together(given, message):
@@ -288,7 +288,7 @@ def test_flags_that_do_not_go_together(given, message):
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,nan", "1,2,-3,4", "1,2,inf,4", "a,b,c,d"])
 def test_rectangles_that_are_none(text):
     """One line that says how a rectangle is written."""
-    with pytest.raises(UserError, match=f"--erase: '{text}' is not allowed; x,y,width,height"):
+    with pytest.raises(UserError, match=f"erase: '{text}' is not allowed; x,y,width,height"):
         sample.read_rectangle(text)
     assert sample.read_rectangle("1,2,3,4.5") == (1, 2, 3, 4.5)
     assert sample.read_rectangle("") is None

@@ -296,7 +296,7 @@ def test_raw_outputs_are_split_in_order():
 @pytest.mark.parametrize("temperature", [0, 1e-40, 9e-4, 100.1, 1e39, float("nan"), -0.24])
 def test_temperatures_out_of_bounds(temperature):
     """float32 can't divide by them, or what is drawn is noise: a line before anything is drawn."""
-    with pytest.raises(UserError, match="--temperature: .* is not allowed"):
+    with pytest.raises(UserError, match="temperature: .* is not allowed"):
         next(inference.generate(small_model(), codes(1), STEPS, temperature=temperature))
 
 

@@ -457,7 +457,7 @@ def test_sampling_and_ret(trained, doodle_dir, tmp_path):
     sample.sample(doodle_dir, model_dir, intact, **{**options, "prob": 0.0})
     codes[""] = np.concatenate([np.load(path) for path in sorted(intact.glob("code_*.npy"))])
     assert len({found.tobytes() for found in codes.values()}) == len(codes)
-    with pytest.raises(UserError, match=f"--masking: 'none'.*method={hparams.method}"):
+    with pytest.raises(UserError, match=f"masking: 'none'.*method={hparams.method}"):
         sample.sample(doodle_dir, model_dir, tmp_path / "none", masking="none", **options)
 
 

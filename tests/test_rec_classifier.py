@@ -62,7 +62,7 @@ def whole(data, tmp_path_factory):
 
 def test_what_a_training_leaves(whole, data):
     """Facts and best weights; nothing unfinished."""
-    assert {path.name for path in whole.iterdir()} == {"classifier.json", "best.npz"}
+    assert {path.name for path in whole.glob("[!.]*")} == {"classifier.json", "best.npz"}
     facts = json.loads((whole / "classifier.json").read_text())
     assert facts["categories"] == ["fish", "tree"] and facts["data"] == data.fingerprint()
     assert facts["options"] == dataclasses.asdict(TINY)
@@ -71,6 +71,18 @@ def test_what_a_training_leaves(whole, data):
     right = sketch_a_net.predict(classifier.network, sketches) == data.splits["valid"].category
     assert facts["validation_accuracy"] == right.mean()
     assert 1 <= facts["best_epoch"] <= facts["epochs"] <= TINY.epochs
+
+
+@pytest.fixture
+def last_is_best(monkeypatch):
+    """Each epoch counts as better than those before, so that best.npz has the last weights."""
+    evaluate = SketchANet.evaluate
+
+    def rising(network, *args, **options):
+        evaluate(network, *args, **options)
+        return {"loss": 0.0, "accuracy": int(network.optimizer.iterations) / 20}
+
+    monkeypatch.setattr(SketchANet, "evaluate", rising)
 
 
 class Stop:
@@ -84,38 +96,37 @@ class Stop:
         return self.left == -1
 
 
-def test_interrupted_and_resumed(whole, data, tmp_path, capsys):
-    """Stopped at the start, in a validation and in an epoch: not a bit differs in the end.
+def test_interrupted_or_killed(data, last_is_best, tmp_path, monkeypatch, capsys):
+    """Whatever ends a run costs at most an epoch, and no bit of the last weights.
 
-    It is asked before each of the 6 updates of an epoch and before its 2 batches of validation.
+    Here it is stopped at the start, in a validation and in an epoch, where it is asked before
+    each of the 6 updates of an epoch and its 2 batches of validation; or it is killed in writing.
     """
+    whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
+    assert rec_classifier.train(whole, data, NAMES, TINY, workers=1).metadata["best_epoch"] == 3
     for count, epoch in ((0, 1), (6, 1), (9, 2)):
         stop = Stop(count)
-        assert rec_classifier.train(tmp_path, data, NAMES, TINY, should_stop=stop) is None
+        assert rec_classifier.train(stopped, data, NAMES, TINY, should_stop=stop) is None
         assert f"Interrupted in epoch {epoch};" in capsys.readouterr().out
-        assert (tmp_path / "latest.npz").exists() and rec_classifier.load(tmp_path, NAMES) is None
-    rec_classifier.train(tmp_path, data, NAMES, TINY, workers=3)
-    assert_same(whole, tmp_path)
+        assert (stopped / "latest.npz").exists() and rec_classifier.load(stopped, NAMES) is None
+    rec_classifier.train(stopped, data, NAMES, TINY, workers=3)
+    assert_same(whole, stopped)
 
+    written, write = [], checkpoints.write_arrays
 
-def test_killed_and_started_again(whole, data, tmp_path, monkeypatch):
-    """What ends a run without a word, here in writing, costs at most an epoch and no bit."""
-    written = []
-
-    def killed(path, arrays, meta):
+    def failing(path, arrays, meta):
         written.append(path.name)
-        if written.count("latest.npz") == 3:  # the start, the first epoch
+        if written.count("latest.npz") == 3:  # those of the start and of the first epoch are there
             raise RuntimeError("killed")
         write(path, arrays, meta)
 
-    write = checkpoints.write_arrays
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(checkpoints, "write_arrays", killed)
-        rec_classifier.train(tmp_path, data, NAMES, TINY)
-    _, meta = checkpoints.read_arrays(tmp_path / "latest.npz")
+        patch.setattr(checkpoints, "write_arrays", failing)
+        rec_classifier.train(killed, data, NAMES, TINY)
+    _, meta = checkpoints.read_arrays(killed / "latest.npz")
     assert len(meta["accuracies"]) == 1
-    rec_classifier.train(tmp_path, data, NAMES, TINY)
-    assert_same(whole, tmp_path)
+    rec_classifier.train(killed, data, NAMES, TINY)
+    assert_same(whole, killed)
 
 
 def accuracies(monkeypatch, values):
@@ -179,9 +190,9 @@ def test_it_learns_what_the_labels_say(folder, data, tmp_path):
 def test_a_loss_that_explodes(data, tmp_path):
     """One line that says what to try, and no weights of it."""
     options = dataclasses.replace(TINY, learning_rate=1e38)
-    with pytest.raises(UserError, match="loss is .* try a smaller --learning_rate"):
+    with pytest.raises(UserError, match="loss is .* try a smaller learning_rate"):
         rec_classifier.train(tmp_path, data, NAMES, options)
-    assert [path.name for path in tmp_path.iterdir()] == ["latest.npz"]  # of before the start
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["latest.npz"]  # of before the start
 
 
 def test_the_fingerprint_knows_the_data(folder, data, tmp_path):
@@ -275,5 +286,5 @@ def test_another_unfinished_training_is_refused(folder, data, tmp_path):
 def test_no_place_to_write(data, tmp_path):
     """A file where the directory is to be: an error that names it, before anything is trained."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file/classifier"):
+    with pytest.raises(UserError, match="file/classifier: can't be used"):
         rec_classifier.train(tmp_path / "file" / "classifier", data, NAMES, TINY)

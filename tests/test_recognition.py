@@ -252,14 +252,14 @@ def test_what_is_refused(data_dir, model_dir, samples, classifier, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "--epochs: 0 is not allowed; at least 1"),
-        ({"batch_size": 0}, "--batch_size: 0 is not allowed; at least 1"),
-        ({"per_epoch": 0}, "--per_epoch: 0 is not allowed; at least 1"),
-        ({"train_per_category": -1}, "--train_per_category: -1 is not allowed; at least 0"),
-        ({"seed": -1}, "--seed: -1 is not allowed; at least 0"),
-        ({"seed": 2**32}, "--seed: 4294967296 is not allowed; at most 4294967295"),
-        ({"learning_rate": 0.0}, "--learning_rate: 0.0 is not allowed; above 0"),
-        ({"learning_rate": float("nan")}, "--learning_rate: nan is not allowed; above 0"),
+        ({"epochs": 0}, "epochs: 0 is not allowed; at least 1"),
+        ({"batch_size": 0}, "batch_size: 0 is not allowed; at least 1"),
+        ({"per_epoch": 0}, "per_epoch: 0 is not allowed; at least 1"),
+        ({"train_per_category": -1}, "train_per_category: -1 is not allowed; at least 0"),
+        ({"seed": -1}, "seed: -1 is not allowed; at least 0"),
+        ({"seed": 2**32}, "seed: 4294967296 is not allowed; at most 4294967295"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 is not allowed; above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not allowed; above 0"),
     ],
 )
 def test_wrong_options(tmp_path, options, message):

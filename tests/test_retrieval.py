@@ -294,5 +294,5 @@ def test_the_command_line(data_dir, model_dir, sampled):
 
 def test_an_unknown_direction(data_dir, model_dir, sampled):
     """One line names those that are allowed, before anything is read."""
-    with pytest.raises(UserError, match="--direction: 'up' is not allowed; generated or original"):
+    with pytest.raises(UserError, match="direction: 'up' is not allowed; generated or original"):
         retrieval.retrieval(data_dir, model_dir, sampled / "0.0", direction="up")
