@@ -32,6 +32,7 @@ from support import devices
 from support.backend import keras
 from support.files import UserError
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 OPTIONS = (
     "categories=[fish,tree],batch_size=8,dec_rnn_size=16,z_size=8,num_mixture=5,graph_number=6,"

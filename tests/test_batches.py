@@ -218,6 +218,7 @@ def test_stretching_comes_before_dropping():
 ALL_RANDOM = {"mask_prob": 0.4, "random_scale_factor": 0.2, "augment_stroke_prob": 0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 5])
 def test_batches_do_not_depend_on_the_workers(workers):
     """Processes only change the speed: as many as there may be give a thread's batches, over
@@ -534,6 +535,7 @@ def assert_make_graphs_patches(batch, hparams):
     return blank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("size", [8, 64])
 def test_blank_nodes_are_zero_in_used_memory(workers, size):

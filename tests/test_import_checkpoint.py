@@ -16,6 +16,7 @@ from model import SPGra2Seq
 from support.backend import keras
 from support.files import UserError
 
+pytestmark = pytest.mark.slow
 tf = pytest.importorskip("tensorflow")
 FORWARD = 1e-5  # the reference's own numbers move by up to 9e-6; see its README
 OPTIONS = {

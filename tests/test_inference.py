@@ -51,6 +51,7 @@ def published(tmp_path_factory):
     return checkpoints.load_model(folder)
 
 
+@pytest.mark.slow
 def test_greedy_sketches_are_the_published_ones(published):
     """Greedy decoding gives the published rows, lengths 0 and T included, as float64."""
     reference = golden_data.load("decode_greedy_lstm.npz")
@@ -156,6 +157,7 @@ def one_by_one(model, key, z, steps, seed=0, temperature=0.24):
     return np.array(sketch, np.float64).reshape(-1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dec_model", ["lstm", "layer_norm", "hyper"])
 def test_batches_draw_what_one_by_one_draws(dec_model):
     """Leaving, entering, chunks and cuts change nothing, for each decoder."""
@@ -170,6 +172,7 @@ def test_batches_draw_what_one_by_one_draws(dec_model):
         np.testing.assert_allclose(drawn[key], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sketch_is_its_own(published):
     """Order and neighbours change not a bit; another batch size or no compilation only rounding."""
     rng = np.random.default_rng(2)
@@ -192,6 +195,7 @@ def test_a_sketch_is_its_own(published):
         assert len(differ) <= 2  # a draw on an edge, about one in a million rows
 
 
+@pytest.mark.slow
 def test_seed_and_key_decide():
     """Another seed or another key draws another sketch from the same code."""
     model = small_model()
@@ -208,6 +212,7 @@ def test_nothing_to_draw():
     assert list(inference.generate(small_model(), [], STEPS, batch_size=4)) == []
 
 
+@pytest.mark.slow
 def test_what_is_generated_says_from_what():
     """Each sketch comes with its key and the very code that it was drawn from."""
     items = codes(9)
@@ -226,6 +231,7 @@ def some_sketches(count):
     return sketches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_codes_are_the_models(jit, monkeypatch):
     """Codes, graphs and adjacencies are those of each sketch alone, in order, compiled or not."""
@@ -259,6 +265,7 @@ def test_codes_are_the_models(jit, monkeypatch):
     assert masked > 5
 
 
+@pytest.mark.slow
 def test_only_wanted_codes_come(monkeypatch):
     """Some of the codes are, to the last bit, what they are among all; batches without any are
     not encoded at all."""

@@ -62,6 +62,7 @@ def batch(reference):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_every_forward_quantity_is_the_published_one(mode, reference, published, batch):
     """From pixels to losses nothing differs from the published code beyond float32 rounding."""
@@ -136,6 +137,7 @@ def test_evaluation_with_noise_is_the_published_one(reference, published, batch)
     assert relative(losses["reconstruction"], reference["eval_eps/lil_loss"]) < FORWARD
 
 
+@pytest.mark.slow
 def test_public_methods_give_the_published_numbers(reference, published, batch):
     """`encode`, `adjacency`, `decode` and `losses` say the same."""
     patches, masks = reference["input_graphs_p"], batch["graph_masks"]
@@ -172,6 +174,7 @@ def gradients(model, batch):
     return autodiff.gradients(total, model.trainable_variables)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_published_ones(reference, published, batch):
     """Gradients before and after clipping agree for every trainable variable."""
     clip = published.hparams.grad_clip
@@ -190,6 +193,7 @@ def test_gradients_are_the_published_ones(reference, published, batch):
         assert relative(*pair) < GRADIENT, name
 
 
+@pytest.mark.slow
 def test_updates_are_the_published_ones(reference, published, batch):
     """One and three optimiser steps lead where the published ones lead."""
     optimizer = Adam(published.hparams)

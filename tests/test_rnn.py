@@ -366,6 +366,7 @@ def test_input_dropout(monkeypatch):
     np.testing.assert_array_equal(outputs, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CELLS)
 def test_recurrent_dropout(kind, monkeypatch):
     """The candidate of the main cell is dropped, with another mask at each step; nothing else is.
@@ -460,6 +461,7 @@ def test_dropout_without_state_changes():
     np.testing.assert_array_equal(decoder.dropout_seeds.state.value, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CELLS)
 def test_compiled(kind):
     """A compiled training pass is the uncompiled one, call after call, its masks included.

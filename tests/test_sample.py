@@ -20,6 +20,7 @@ from hparams import write_config
 from model import SPGra2Seq
 from support.files import UserError
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"num_per_category": 6, "prob": 0.4, "batch_size": 8}
 

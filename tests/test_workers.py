@@ -50,6 +50,7 @@ def test_memory_is_used_again():
     assert len(addresses) <= 2 * workers.SLOTS
 
 
+@pytest.mark.slow
 def test_what_a_function_holds_is_shared(tmp_path):
     """Batches of processes are those of a thread, to the last bit, training and evaluation."""
     write_doodles(tmp_path, categories=("fish",), train=40, valid=9, test=1)
