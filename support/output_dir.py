@@ -66,9 +66,7 @@ def _make(directory: Path) -> bool:
         directory.mkdir(parents=True, exist_ok=True)
         return made
     except OSError as error:
-        raise UserError(
-            f"{directory}: can't be used as a directory to write to ({error.strerror})"
-        ) from error
+        raise UserError(f"{directory}: can't be written to ({error.strerror})") from error
 
 
 @contextlib.contextmanager

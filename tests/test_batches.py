@@ -385,7 +385,7 @@ def test_closing_ends_the_threads():
 def test_a_failure_reaches_the_reader(monkeypatch):
     """What goes wrong in a thread is raised where the batches are read, not swallowed."""
 
-    def broken(sketches, size):
+    def broken(*_, **__):
         raise ValueError("no canvas")
 
     monkeypatch.setattr("utils.lay_out", broken)

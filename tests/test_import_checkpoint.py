@@ -291,6 +291,19 @@ def test_a_model_is_not_overwritten(tmp_path):
     assert (tmp_path / "model" / "best.npz").read_bytes() == before
 
 
+def test_other_methods_are_refused(tmp_path):
+    """Published checkpoints of the baselines belong to other decoders; the line says so."""
+    write_published(tmp_path / "published")
+    config = tmp_path / "published" / "model_config.json"
+    values = json.loads(config.read_text())
+    for name in ("graph_number", "graph_picture_size", "num_mixture"):
+        values.pop(name, None)
+    config.write_text(json.dumps({**values, "method": "sketchlattice"}))
+    with pytest.raises(UserError, match="method=sketchlattice; only checkpoints of SP-gra2seq"):
+        import_checkpoint(tmp_path / "published", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_import_leaves_keras_alone():
     """Building graph-mode checkpoints here has not changed the backend's eager state."""
     assert float(keras.ops.sum(keras.ops.ones(3))) == 3

@@ -273,13 +273,13 @@ def test_only_wanted_codes_come(monkeypatch):
     model, sketches = small_model(), some_sketches(11)
     every = {found.key: found.code for found in inference.encode_sketches(model, sketches)}
     assert list(every) == list(range(11))
-    encoded, encode = [], model.encode_graphs
+    encoded, encode = [], model.encode_nodes
 
-    def counting(patches, masks):
-        encoded.append(len(patches))
-        return encode(patches, masks)
+    def counting(nodes):
+        encoded.append(len(nodes["patches"]))
+        return encode(nodes)
 
-    monkeypatch.setattr(model, "encode_graphs", counting)
+    monkeypatch.setattr(model, "encode_nodes", counting)
     wanted = {4, 9, 10}
     some = {
         found.key: found.code

@@ -44,7 +44,7 @@ TINY = (
     "categories=[fish,tree],batch_size=8,dec_rnn_size=16,z_size=6,num_steps=10,mask_prob=0.3,"
     "random_scale_factor=0.1"
 )
-SMALL_PATCHES = "graph_number=6,graph_picture_size=32"
+SMALL_PATCHES = "graph_number=8,graph_picture_size=32,drawing_size=80"  # which overlap
 OPTIONS = {  # of each method and kind of edges, at small sizes
     (name, edges): ",".join(
         [TINY, f"method={name}"]
@@ -614,3 +614,19 @@ def test_the_documented_way_to_add_a_method(doodle_dir, tmp_path, monkeypatch):
         doodle_dir, tmp_path / "run", tmp_path / "out", num_per_category=2, pictures=(), workers=1
     )
     assert retrieval.retrieval(doodle_dir, tmp_path / "run", tmp_path / "out")["queries"] == 4
+
+
+def test_a_blanked_rectangle_has_no_points():
+    """What `sample.py --erase` takes away is gone for a lattice too, and nothing else is."""
+    sketch = np.array([[0, 0, 0], [30, 0, 0], [0, 30, 0], [-30, 0, 0], [0, -30, 0]], np.float32)
+    hparams = HParams(method="sketchlattice")
+    hole = (-0.2, -0.2, 0.5, 0.5)  # the upper left quarter and the margin around it
+    (whole,), (left,) = (
+        batches.make_graphs([sketch], hparams, holes=holes)[1] for holes in (None, [hole])
+    )
+    kept = {tuple(point) for point in left.points.tolist()}
+    lost = {tuple(point) for point in whole.points.tolist()} - kept
+    middle = (whole.points.min(axis=0).astype(int) + whole.points.max(axis=0)) / 2
+    assert lost and all((np.array(point) <= middle + 1).all() for point in lost)
+    assert not (left.points < middle - 8).all(axis=1).any()
+    assert left.picture.sum() < whole.picture.sum()

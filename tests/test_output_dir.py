@@ -100,7 +100,7 @@ def test_a_directory_made_in_vain_is_removed(tmp_path):
 def test_a_file_in_the_place_of_the_directory(tmp_path):
     """One line that names it."""
     (tmp_path / "out").write_text("")
-    refused = pytest.raises(UserError, match="out: can't be used as a directory")
+    refused = pytest.raises(UserError, match="out: can't be written to")
     with refused, write_to(tmp_path / "out", "samples", ["a"]):
         raise AssertionError("entered")
 

@@ -120,9 +120,10 @@ def test_originals_as_samples_give_the_originals_accuracy(
     # A classifier that makes mistakes: one whose scores are those of noise.
     path = classifier / "best.npz"
     arrays, made_of = checkpoints.read_arrays(path)
-    kernel = arrays["sketch_a_net/scores/kernel"]
-    kernel[:] = np.random.default_rng(0).standard_normal(kernel.shape)
-    arrays["sketch_a_net/scores/bias"][:] = 0
+    shape = arrays["sketch_a_net/scores/kernel"].shape
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    arrays["sketch_a_net/scores/kernel"] = noise
+    arrays["sketch_a_net/scores/bias"] = np.zeros(shape[1], np.float32)
     checkpoints.write_arrays(path, arrays, made_of)
     result = recognition.recognition(data_dir, model_dir, tmp_path, classifier_dir=classifier)
     assert result["rec_confusion"] == result["originals_confusion"]
@@ -160,7 +161,8 @@ def test_the_originals_are_judged_once(
 
     weights = classifier / "best.npz"
     arrays, made_of = checkpoints.read_arrays(weights)
-    arrays["sketch_a_net/scores/bias"] += np.array([100.0, 0.0], np.float32)
+    bias = arrays["sketch_a_net/scores/bias"]
+    arrays["sketch_a_net/scores/bias"] = bias + np.array([100.0, 0.0], np.float32)
     checkpoints.write_arrays(weights, arrays, made_of)
     third = recognition.recognition(data_dir, model_dir, samples, classifier_dir=classifier)
     assert third["originals_confusion"] == [[7, 0], [8, 0]]
@@ -281,7 +283,10 @@ def test_the_command_line(data_dir, model_dir, samples, classifier):
     assert "13 generated and 15 original sketches" in done.stdout
     done = subprocess.run([*command, "--epochs=0"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("recognition.py: --epochs") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("recognition.py: epochs: 0 is not allowed")
+        and done.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
