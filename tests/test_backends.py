@@ -450,15 +450,16 @@ def test_mixed_precision_is_nearly_float32(data, dec_model, monkeypatch):
         if precision == "float32":
             patches = model.encoder.embed(batch["patches"])[:, 1:]
             winners = graphs.synonymous_winners(patches)
-            monkeypatch.setattr(graphs, "synonymous_winners", lambda *_, fixed=winners: fixed)
-        losses = {k: float(v) for k, v in model(batch, training=True).items()}
 
         def total(model=model, batch=batch):
             losses = model(batch, training=True)
             return losses["reconstruction"] + network.CLUSTERING_WEIGHT * losses["clustering"]
 
-        model.clusters.centroids.assign(start)
-        found.append((losses, gradients(total, model.trainable_variables), model))
+        with monkeypatch.context() as patch:
+            patch.setattr(graphs, "synonymous_winners", lambda *_, fixed=winners: fixed)
+            losses = {k: float(v) for k, v in model(batch, training=True).items()}
+            model.clusters.centroids.assign(start)
+            found.append((losses, gradients(total, model.trainable_variables), model))
     (exact, exact_gradients, _), (mixed, mixed_gradients, model) = found
     # A product is off by 2^-9 at most, and errors of both signs average out in a sum. Gradients
     # of the encoder pass many products.

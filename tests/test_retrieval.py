@@ -258,7 +258,7 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
         np.save(path, broken)
         refused("stroke_0_0.npy: holds no sketch")
     path.write_bytes(path.read_bytes()[:40])
-    refused("stroke_0_0.npy: can't be read")
+    refused("stroke_0_0.npy: damaged")
     (folder / "samples.json").write_text("{")
     refused("samples.json: damaged")
     facts = json.loads((sampled / "0.4" / "samples.json").read_text())
