@@ -145,6 +145,7 @@ def write_strokes(folder, split, strokes_of):
     return folder
 
 
+@pytest.mark.slow
 def test_originals_find_themselves(data_dir, model_dir, originals, tmp_path, capsys):
     """Samples that are the originals are found at rank 1 in both directions; a stranger's never.
 
@@ -164,6 +165,7 @@ def test_originals_find_themselves(data_dir, model_dir, originals, tmp_path, cap
     assert result["ret"]["1"] == 0
 
 
+@pytest.mark.slow
 def test_a_part_of_the_samples(data_dir, model_dir, originals, tmp_path):
     """Samples are paired by category and row; the others stay in the gallery, or out of it.
 
@@ -199,6 +201,7 @@ def sampled(data_dir, model_dir, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_results_can_be_collected(data_dir, model_dir, sampled):
     """ret.json has the same keys for all probabilities, and what reproduces it."""
     results = []
@@ -212,6 +215,7 @@ def test_results_can_be_collected(data_dir, model_dir, sampled):
     assert list(results[0]) == list(results[1])
 
 
+@pytest.mark.slow
 def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_path):
     """Another model, other data, a sample of no sketch, a broken file: one line, no ret.json."""
     folder = tmp_path / "samples"
@@ -270,6 +274,7 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
     refused("there is no such directory")
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_complete(data_dir, model_dir, sampled, tmp_path, capsys):
     """A call of sample.py that was cut short is measured, and a note says so."""
     shutil.copytree(sampled / "0.4", tmp_path / "samples")
@@ -278,6 +283,7 @@ def test_samples_that_are_not_complete(data_dir, model_dir, sampled, tmp_path, c
     assert "only 6 of 7 samples are there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line(data_dir, model_dir, sampled):
     """A small table of percentages."""
     command = [sys.executable, str(ROOT / "retrieval.py"), f"--data_dir={data_dir}"]
@@ -292,6 +298,7 @@ def test_the_command_line(data_dir, model_dir, sampled):
     assert set(rows) >= {"fish", "tree", "chance"}
 
 
+@pytest.mark.slow
 def test_an_unknown_direction(data_dir, model_dir, sampled):
     """One line names those that are allowed, before anything is read."""
     with pytest.raises(UserError, match="direction: 'up' is not allowed; generated or original"):

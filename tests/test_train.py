@@ -70,6 +70,12 @@ def finished(data_dir, tmp_path_factory):
     return log_root
 
 
+@pytest.fixture(autouse=True)
+def no_preview(monkeypatch):
+    """The runs of single tests draw no preview, which takes a while; that of `finished` does."""
+    monkeypatch.setattr(train, "draw_preview", lambda *_: np.zeros((2, 2, 3), np.uint8))
+
+
 def test_what_a_run_leaves(finished, data_dir):
     """Configuration, checkpoints, a row for each update and validation, preview, TensorBoard."""
     config = read_config(finished / "model_config.json")
