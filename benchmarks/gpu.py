@@ -1,0 +1,217 @@
+"""Training and sampling on a GPU, with JAX and without TensorFlow.
+
+KERAS_BACKEND=jax python benchmarks/gpu.py [--json=FILE] [--tiny]
+
+Takes less than six minutes on one card. Sketches are doodles that it makes itself. It prints the
+time of an update at default sizes for each decoder and precision, as a share of the card's own
+matrix rate, the wait for batches that 1 to 8 worker processes prepare, the rate of encoding and
+of drawing sketches, and peak memory. `--tiny` does all of it at small sizes, to try the script.
+"""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from absl import flags
+
+import batches
+import dataset
+import inference
+import train
+from doodles import write_doodles
+from encoders import CHANNELS
+from hparams import HParams
+from model import Adam, SPGra2Seq
+from support import cli
+from support.backend import compiled, keras, ops
+from support.files import UserError, write_json
+
+CATEGORIES = ("fish", "tree")
+DEFAULT = {"max_seq_len": 100}  # doodles are shorter than the article's 250 rows
+TINY = {
+    "batch_size": 8,
+    "dec_rnn_size": 16,
+    "z_size": 8,
+    "num_mixture": 4,
+    "graph_number": 6,
+    "graph_picture_size": 16,
+    "max_seq_len": 100,
+}
+
+
+def seconds(function: Callable[[], object], repeats: int) -> float:
+    """Median time of a call that waits for its result, after one that compiles."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def matrix_rate(dtype: str, size: int, repeats: int = 5) -> float:
+    """Multiplications a second of a square matrix product, result included."""
+    import jax
+
+    a = jax.numpy.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ a)
+    return size**3 / seconds(lambda: product(a).block_until_ready(), repeats)
+
+
+def products(hparams: HParams) -> float:
+    """Multiplications of a forward pass over a batch; an update makes three times as many."""
+    side, inputs, encoder = hparams.graph_picture_size, 1, 0.0
+    for outputs in CHANNELS:
+        side = -(-side // 2)
+        encoder += side * side * 4 * inputs * outputs
+        inputs = outputs
+    units, nodes = hparams.dec_rnn_size, hparams.graph_number
+    graph = nodes * inputs * (nodes + 2 * inputs)
+    decoder = hparams.max_seq_len * (4 * units * units + 123 * units)
+    return hparams.batch_size * (nodes * encoder + graph + decoder)
+
+
+def updates(data: dataset.Dataset, sizes: dict, repeats: int, rates: dict) -> Iterator[dict]:
+    """Seconds of an update on a batch that is there, for each decoder and precision."""
+    for dec_model in ("lstm", "layer_norm", "hyper"):
+        for precision in ("float32", "mixed_bfloat16"):
+            hparams = HParams(
+                categories=CATEGORIES, dec_model=dec_model, precision=precision, **sizes
+            )
+            model = SPGra2Seq(hparams)
+            model.compile(optimizer=Adam(hparams))
+            stream = batches.training_batches(
+                data.splits["train"], hparams, hparams.max_seq_len, workers=1
+            )
+            batch = next(stream)
+            stream.close()
+            model.start_clusters(batch)
+            step = seconds(lambda m=model, b=batch: train.update(m, b), repeats)
+            rate = rates["float32" if precision == "float32" else "bfloat16"]
+            yield {
+                "decoder": dec_model,
+                "precision": precision,
+                "update_seconds": step,
+                "sketches_per_second": hparams.batch_size / step,
+                "share_of_matrix_rate": 3 * products(hparams) / rate / step,
+            }
+
+
+def waits(
+    data: dataset.Dataset, sizes: dict, count: int, counts: tuple[int, ...]
+) -> Iterator[dict]:
+    """Seconds that an update waits for its batch, by the number of workers."""
+    hparams = HParams(categories=CATEGORIES, precision="mixed_bfloat16", **sizes)
+    model = SPGra2Seq(hparams)
+    model.compile(optimizer=Adam(hparams))
+    for workers in counts:
+        stream = batches.training_batches(
+            data.splits["train"], hparams, hparams.max_seq_len, workers=workers
+        )
+        train.update(model, next(stream))
+        waited, start = 0.0, time.perf_counter()
+        for _ in range(count):
+            before = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - before
+            train.update(model, batch)
+        whole = time.perf_counter() - start
+        stream.close()
+        yield {"workers": workers, "wait_seconds": waited / count, "share": waited / whole}
+
+
+def sampling(data: dataset.Dataset, sizes: dict, count: int) -> dict:
+    """Sketches encoded, and drawn to their last row, in a second."""
+    hparams = HParams(categories=CATEGORIES, **sizes)
+    model = SPGra2Seq(hparams)
+    split = data.splits["train"]
+    graphs, _ = batches.make_graphs(
+        [split.sketch(i % len(split)) for i in range(inference.ENCODING_BATCH)], hparams
+    )
+    encode = compiled(lambda nodes: model.encode_nodes(nodes).mu, model)
+
+    def encode_batch():
+        ops.convert_to_numpy(encode(graphs))
+
+    codes = [((i,), np.zeros(hparams.z_size, np.float32)) for i in range(count)]
+
+    def draw():
+        for _ in inference.generate(model, codes, hparams.max_seq_len, batch_size=count):
+            pass
+
+    return {
+        "encoded_per_second": inference.ENCODING_BATCH / seconds(encode_batch, 5),
+        "drawn_per_second": count / seconds(draw, 2),
+    }
+
+
+def peak_bytes() -> int | None:
+    """Most memory of the device that was in use; None where the device does not say."""
+    import jax
+
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use")
+
+
+def main() -> None:
+    """Measures and prints."""
+    import jax
+
+    if keras.backend.backend() != "jax":
+        raise UserError("this benchmark is for JAX: set KERAS_BACKEND=jax")
+    tiny = flags.FLAGS.tiny
+    sizes, repeats, size = (TINY, 2, 64) if tiny else (DEFAULT, 10, 8192)
+    found = {"device": str(jax.devices()[0].device_kind), "jax": jax.__version__}
+    print(f"{found['device']}, JAX {found['jax']}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_doodles(folder, categories=CATEGORIES, train=24 if tiny else 400, valid=1, test=1)
+        data = dataset.load_dataset(folder, HParams(categories=CATEGORIES, max_seq_len=100))
+    rates = {dtype: matrix_rate(dtype, size) for dtype in ("float32", "bfloat16")}
+    found["matrix_rate"] = rates
+    print(", ".join(f"{name} {rate:.3g} multiplications a second" for name, rate in rates.items()))
+    found["updates"] = []
+    for row in updates(data, sizes, repeats, rates):
+        found["updates"].append(row)
+        print(
+            f"{row['decoder']:11} {row['precision']:15} {1e3 * row['update_seconds']:9.2f} ms, "
+            f"{row['sketches_per_second']:8.1f} sketches/s, "
+            f"{row['share_of_matrix_rate']:6.1%} of the matrix rate",
+            flush=True,
+        )
+    found["waits"] = []
+    for row in waits(data, sizes, *((3, (1, 2)) if tiny else (30, (1, 2, 4, 8)))):
+        found["waits"].append(row)
+        wait = f"{1e3 * row['wait_seconds']:.2f} ms a batch, {row['share']:.1%} of the time"
+        print(f"waiting for {row['workers']} workers: {wait}", flush=True)
+    found["sampling"] = sampling(data, sizes, 8 if tiny else 256)
+    for name, rate in found["sampling"].items():
+        print(f"sketches {name.replace('_', ' ')}: {rate:,.1f}")
+    found["peak_bytes"] = peak_bytes()
+    if found["peak_bytes"] is not None:
+        print(f"peak memory of the device: {found['peak_bytes'] / 1e9:.2f} GB")
+    if flags.FLAGS.json:
+        write_json(flags.FLAGS.json, found)
+    else:
+        print(json.dumps(found))
+
+
+def define_flags() -> None:
+    """Declares the command line's flags."""
+    flags.DEFINE_bool("tiny", False, "Small sizes, to try the script.")
+    flags.DEFINE_string("json", "", "File for all numbers.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

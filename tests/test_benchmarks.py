@@ -1,0 +1,29 @@
+"""The benchmark that needs a GPU runs at tiny sizes on any machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jax", reason="this benchmark is for JAX")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs(tmp_path):
+    """Every decoder and precision is measured, and TensorFlow is not loaded."""
+    code = (
+        "import runpy, sys; sys.modules['tensorflow'] = None; "
+        f"sys.argv = ['gpu.py', '--tiny', '--json={tmp_path / 'gpu.json'}']; "
+        "runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
+    )
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert len({(row["decoder"], row["precision"]) for row in found["updates"]}) == 6
+    assert all(row["update_seconds"] > 0 for row in found["updates"])
+    assert [row["workers"] for row in found["waits"]] == [1, 2]
+    assert found["sampling"]["encoded_per_second"] > 0 and found["sampling"]["drawn_per_second"] > 0
