@@ -40,7 +40,7 @@ demo-rec: demo
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-fast: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m "not slow"
