@@ -82,9 +82,11 @@ def products(hparams: HParams) -> float:
     return hparams.batch_size * (nodes * encoder + graph + decoder)
 
 
-def updates(data: dataset.Dataset, sizes: dict, repeats: int, rates: dict) -> Iterator[dict]:
+def updates(
+    data: dataset.Dataset, decoders: list[str], sizes: dict, repeats: int, rates: dict
+) -> Iterator[dict]:
     """Seconds of an update on a batch that is there, for each decoder and precision."""
-    for dec_model in ("lstm", "layer_norm", "hyper"):
+    for dec_model in decoders:
         for precision in ("float32", "mixed_bfloat16"):
             hparams = HParams(
                 categories=CATEGORIES, dec_model=dec_model, precision=precision, **sizes
@@ -181,7 +183,7 @@ def main() -> None:
     found["matrix_rate"] = rates
     print(", ".join(f"{name} {rate:.3g} multiplications a second" for name, rate in rates.items()))
     found["updates"] = []
-    for row in updates(data, sizes, repeats, rates):
+    for row in updates(data, flags.FLAGS.decoders, sizes, repeats, rates):
         found["updates"].append(row)
         print(
             f"{row['decoder']:11} {row['precision']:15} {1e3 * row['update_seconds']:9.2f} ms, "
@@ -209,6 +211,7 @@ def main() -> None:
 def define_flags() -> None:
     """Declares the command line's flags."""
     flags.DEFINE_bool("tiny", False, "Small sizes, to try the script.")
+    flags.DEFINE_list("decoders", ["lstm", "layer_norm", "hyper"], "Decoders to train.")
     flags.DEFINE_string("json", "", "File for all numbers.")
 
 

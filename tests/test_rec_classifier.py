@@ -286,5 +286,5 @@ def test_another_unfinished_training_is_refused(folder, data, tmp_path):
 def test_no_place_to_write(data, tmp_path):
     """A file where the directory is to be: an error that names it, before anything is trained."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/classifier: can't be used"):
+    with pytest.raises(UserError, match="file/classifier: can't be written to"):
         rec_classifier.train(tmp_path / "file" / "classifier", data, NAMES, TINY)
