@@ -108,6 +108,7 @@ def both_of(encoder, pictures, **options):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_encoder_is_the_convolutional_network(way, method, side):
     """Skipping and reordering cells changes neither vectors nor gradients, at any side."""
     encoder = PatchEncoder(**METHODS[method], seed=side + 1)  # with 200 two maxima nearly tie
@@ -135,6 +136,7 @@ def test_convolutions_of_the_backend_agree(way, side):
 
 @pytest.mark.parametrize("side", [64, 130])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_blank_pictures_need_no_special_case(way, method, side):
     """Batches of nothing, of one, and of blank pictures alone: vectors and gradients."""
     encoder = PatchEncoder(**METHODS[method], seed=0)
@@ -205,6 +207,7 @@ def test_one_program_for_any_amount_of_ink():
 
 @pytest.mark.parametrize("side", [64, 100])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_mixed_precision_rounds_what_is_multiplied(way, method, side):
     """Activations, kernels and gradients have bfloat16's digits where they enter a product, and
     no sum has: neither the products', nor those of the biases, nor those of the blank cells."""

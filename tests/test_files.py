@@ -218,6 +218,7 @@ for path in sorted(Path(sys.argv[2]).glob("*.npz")):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is measured on Linux")
+@pytest.mark.slow
 def test_bombs_take_neither_memory_nor_time(tmp_path):
     """Each is refused with a line, in a process whose peak of memory is measured."""
     write_bombs(tmp_path)

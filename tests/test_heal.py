@@ -252,6 +252,7 @@ def test_drawings_that_can_not_be_healed(model_dir, tmp_path, content, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(files, model_dir, tmp_path):
     """The flags arrive; --data_dir and --input exclude one another; one line for each mistake."""
     command = [sys.executable, str(ROOT / "sample.py"), f"--model_dir={model_dir}"]

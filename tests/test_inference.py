@@ -308,6 +308,7 @@ def test_temperatures_out_of_bounds(temperature):
 
 
 @pytest.mark.parametrize("temperature", [inference.MIN_TEMPERATURE, inference.MAX_TEMPERATURE])
+@pytest.mark.slow
 def test_temperatures_at_the_bounds(temperature):
     """What is drawn is finite there."""
     drawn = list(inference.generate(small_model(), codes(3), STEPS, temperature=temperature))
@@ -316,6 +317,7 @@ def test_temperatures_at_the_bounds(temperature):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.slow
 def test_what_is_not_finite_is_no_sketch(value, greedy):
     """Damaged codes and damaged weights end in a line that names the sketch."""
     model = small_model()

@@ -18,6 +18,7 @@ from sketch_a_net import SketchANet
 from support import backend
 from support.files import UserError
 
+pytestmark = pytest.mark.slow
 NAMES = ("fish", "tree")
 TINY = Options(per_epoch=24, epochs=3, batch_size=8, learning_rate=0.002, width=2)  # 6 updates
 

@@ -27,6 +27,7 @@ from support import backend, cli
 from support.files import UserError
 from support.sample_files import SampleMetadata
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 NAMES = ("fish", "tree")
 TINY = Options(per_epoch=32, epochs=4, batch_size=8, learning_rate=0.003, width=4)

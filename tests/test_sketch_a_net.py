@@ -9,6 +9,7 @@ from doodles import write_doodles
 from recognition import load_training_data
 from sketch_a_net import SketchANet
 
+pytestmark = pytest.mark.slow
 NAMES = ("fish", "tree")
 
 
