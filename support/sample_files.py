@@ -26,6 +26,7 @@ from support.files import (
     is_of_type,
     read_json,
     read_npy,
+    write_errors,
     write_file,
     write_json,
 )
@@ -256,16 +257,22 @@ def write_sample(
     """Writes the files of one sketch; its strokes come last and mark it as complete."""
     category, index = key
     name = f"{category}_{index}"
-
-    def write(file_name, content):
-        write_file(output_dir / file_name, content, survives_power_loss=False)
-
-    write(f"code_{name}.npy", lambda file: np.save(file, code[None]))
+    paths = {ending: output_dir / f"{name}.{ending}" for ending in pictures}
+    code_path = output_dir / f"code_{name}.npy"
+    # Only the strokes' file must be whole: without it the others are written again.
+    with write_errors(code_path):
+        np.save(code_path, code[None])
     if "svg" in pictures:
-        write(f"{name}.svg", drawing.to_svg(sketch))
+        with write_errors(paths["svg"]):
+            paths["svg"].write_text(drawing.to_svg(sketch))
     if "png" in pictures:
-        drawing.write_png(output_dir / f"{name}.png", drawing.to_picture(sketch))
-    write(stroke_path(output_dir, key).name, lambda file: np.save(file, sketch[None]))
+        with write_errors(paths["png"]):
+            paths["png"].write_bytes(drawing.png(drawing.to_picture(sketch)))
+    write_file(
+        stroke_path(output_dir, key),
+        lambda file: np.save(file, sketch[None]),
+        survives_power_loss=False,
+    )
 
 
 def read_strokes(path: Path) -> np.ndarray:
