@@ -88,7 +88,8 @@ def writing_model(model_dir: str | Path) -> contextlib.AbstractContextManager[No
 
     def is_ours(path: Path) -> bool:
         # Releases without manifests wrote the scale factor, and the published code does not.
-        return config.exists() and "scale_factor" in read_json(config)
+        values = read_json(config) if config.exists() else None
+        return isinstance(values, dict) and "scale_factor" in values
 
     return write_to(model_dir, "model", MODEL_FILES, is_ours=is_ours)
 

@@ -16,11 +16,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
+import common  # puts the project on the path, too
+
+# isort: split
 import numpy as np
 from absl import flags
 
@@ -29,7 +32,6 @@ import dataset
 import inference
 import train
 from doodles import write_doodles
-from encoders import CHANNELS
 from hparams import HParams
 from model import Adam, SPGra2Seq
 from support import cli
@@ -49,37 +51,20 @@ TINY = {
 }
 
 
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median time of a call that waits for its result, after one that compiles."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
 def matrix_rate(dtype: str, size: int, repeats: int = 5) -> float:
     """Multiplications a second of a square matrix product, result included."""
     import jax
 
     a = jax.numpy.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ a)
-    return size**3 / seconds(lambda: product(a).block_until_ready(), repeats)
+    return size**3 / common.seconds(lambda: product(a).block_until_ready(), repeats)
 
 
 def products(hparams: HParams) -> float:
     """Multiplications of a forward pass over a batch; an update makes three times as many."""
-    side, inputs, encoder = hparams.graph_picture_size, 1, 0.0
-    for outputs in CHANNELS:
-        side = -(-side // 2)
-        encoder += side * side * 4 * inputs * outputs
-        inputs = outputs
-    units, nodes = hparams.dec_rnn_size, hparams.graph_number
-    graph = nodes * inputs * (nodes + 2 * inputs)
-    decoder = hparams.max_seq_len * (4 * units * units + 123 * units)
-    return hparams.batch_size * (nodes * encoder + graph + decoder)
+    encoder = hparams.graph_number * common.encoder_products(hparams.graph_picture_size)
+    decoder = hparams.max_seq_len * common.decoder_products(hparams)
+    return hparams.batch_size * (encoder + common.graph_products(hparams) + decoder)
 
 
 def updates(
@@ -99,7 +84,7 @@ def updates(
             batch = next(stream)
             stream.close()
             model.start_clusters(batch)
-            step = seconds(lambda m=model, b=batch: train.update(m, b), repeats)
+            step = common.seconds(lambda m=model, b=batch: train.update(m, b), repeats)
             rate = rates["float32" if precision == "float32" else "bfloat16"]
             yield {
                 "decoder": dec_model,
@@ -153,8 +138,8 @@ def sampling(data: dataset.Dataset, sizes: dict, count: int) -> dict:
             pass
 
     return {
-        "encoded_per_second": inference.ENCODING_BATCH / seconds(encode_batch, 5),
-        "drawn_per_second": count / seconds(draw, 2),
+        "encoded_per_second": inference.ENCODING_BATCH / common.seconds(encode_batch, 5),
+        "drawn_per_second": count / common.seconds(draw, 2),
     }
 
 

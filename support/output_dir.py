@@ -108,7 +108,8 @@ def _claim(
     """Notes in the manifest which names are this content's, unless one is somebody else's."""
     path = directory / MANIFEST_NAME
     manifest = read_json(path) if path.exists() else {}
-    if not isinstance(manifest, dict) or not all(isinstance(v, list) for v in manifest.values()):
+    names_of = manifest.values() if isinstance(manifest, dict) else [None]
+    if not all(isinstance(n, list) and all(isinstance(x, str) for x in n) for n in names_of):
         raise UserError(f"{path}: damaged; remove it if you can do without the files here")
     own = manifest.get(content, [])
     for file in sorted(directory.iterdir()):

@@ -107,7 +107,7 @@ def test_a_file_in_the_place_of_the_directory(tmp_path):
 
 def test_a_damaged_manifest(tmp_path):
     """It is not guessed what it said."""
-    for text in ("{", "[]", '{"samples": 3}'):
+    for text in ("{", "[]", '{"samples": 3}', '{"samples": [3]}'):
         (tmp_path / ".manifest.json").write_text(text)
         refused = pytest.raises(UserError, match="manifest.json: damaged")
         with refused, write_to(tmp_path, "samples", ["a"]):
