@@ -9,17 +9,13 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 DEMO ?= demo
 
-DEMO_OPTIONS = categories=[fish,smiley,umbrella],batch_size=32,graph_picture_size=64,$\
-	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1150,save_every=5,$\
-	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0002
-
 .PHONY: demo demo-rec test test-fast clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=700 --valid=32 --test=32 \
 		--categories=fish,smiley,umbrella
 	$(VENV)/bin/python train.py --data_dir=$(DEMO)/data --log_root=$(DEMO)/model \
-		--resume_training=True --hparams="$(DEMO_OPTIONS)"
+		--resume_training=True --hparams=@configs/demo
 	$(VENV)/bin/python sample.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
 		--output_dir=$(DEMO)/healed --num_per_category=32 --prob=0.1 --temperature=0.1 --batch_size=64
 	@echo

@@ -21,8 +21,9 @@ import urllib3
 from absl import flags
 
 from dataset import read_sketch_file
+from hparams import find_option_file, parse_hparams
 from support import cli
-from support.files import UserError, one_line
+from support.files import UserError, one_line, read_text
 from support.output_dir import write_to
 from support.quickdraw import CATEGORIES, nearest
 
@@ -314,7 +315,8 @@ def read_names(text: str) -> list[str]:
     """The categories of [bee,The Mona Lisa], of all, or of @FILE.
 
     A file holds a name a line, or a list in brackets, alone or as the value of "categories" among
-    other options.
+    other options; or it names another option file that does. Option files of the program
+    (configs/comparison) are found from everywhere.
 
     Raises:
         UserError: no such file.
@@ -322,13 +324,12 @@ def read_names(text: str) -> list[str]:
     if text == "all":
         return list(CATEGORIES)
     if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"categories: {text[1:]}: can't be read ({one_line(error)})") from None
-        text = "\n".join(line.partition("#")[0] for line in text.splitlines())
+        path = find_option_file(text[1:])
+        text = "\n".join(line.partition("#")[0] for line in read_text(path).splitlines())
         if found := re.search(r"categories[\"']?\s*[=:]\s*\[([^\]]*)\]", text):
             text = found[1]
+        elif re.search(r"^\s*@", text, re.MULTILINE):
+            return list(parse_hparams(f"@{path}").categories)
     names = (name.strip().strip("'\"") for name in re.split(r"[,\n]", text.strip().strip("[]")))
     return [name for name in names if name]
 

@@ -1,8 +1,8 @@
 """Every option of the model and its training: once, typed, bounded and documented.
 
-`parse_hparams` reads options as a command line writes them (`categories=[bee,bus],z_size=64`);
-`write_config` and `read_config` keep them in the model directory. Every mistake in an option, from
-whatever side, is a `UserError` of one line.
+`parse_hparams` reads options as a command line writes them (`categories=[bee,bus],z_size=64`), or
+from an option file (`@configs/comparison`); `write_config` and `read_config` keep them in the
+model directory. Every mistake in an option, from whatever side, is a `UserError` of one line.
 """
 
 import difflib
@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from methods import METHODS, Method, shared_options, unused_options
-from support.files import UserError, read_json, write_json
+from support.files import UserError, read_json, read_text, write_json
 
 CONFIG_NAME = "model_config.json"
+ROOT = Path(__file__).parent
 AUTO = "auto"  # of an option: what suits the method
 MAX_ROWS = 10**6  # of a sketch
 MAX_MEMORY = 10**12  # bytes of a training step; no device has as much
@@ -292,11 +293,30 @@ def parse_hparams(text: str, base: HParams | None = None) -> HParams:
     An option that the method does not use is refused, even at its default.
 
     Commas separate options except inside brackets and quotes, names may stand in ' or ", and
-    spaces around a name or value don't count. What is not given comes from `base`, or else from
-    the defaults. `UserError` for anything that is not understood or not allowed.
+    spaces around a name or value don't count. `@FILE` stands for the options of a file: one or
+    more on a line, comments after #. FILE is looked for in the present directory, then in that of
+    the program. Options beside `@FILE` come before those in the file. What is not given comes
+    from `base`, or else from the defaults.
+
+    `UserError` for anything that is not understood or not allowed, and for a file that can't be
+    read.
     """
+    given = _given(text)
+    hparams = (base or HParams()).replace(**given)
+    for name in unused_options(hparams.method):
+        if name in given and given[name] != AUTO:
+            raise UserError(_not_used(name, hparams.method))
+    return hparams
+
+
+def _given(text: str, opened: tuple[Path, ...] = ()) -> dict[str, object]:
+    """The options of a text, converted; `opened` are the option files that led to it."""
+    of_files: dict[str, object] = {}
     given: dict[str, object] = {}
     for piece in _split(text) if text.strip() else []:
+        if piece.startswith("@"):
+            of_files |= _of_file(_unquote(piece[1:].strip()), opened)
+            continue
         name, equals, value = (part.strip() for part in piece.partition("="))
         if not equals:
             raise UserError(
@@ -309,11 +329,27 @@ def parse_hparams(text: str, base: HParams | None = None) -> HParams:
             given[name] = _convert(value, _schema().get(name, {}).get("type"))
         except UserError as error:
             raise UserError(f"option {name}: {error}") from None
-    hparams = (base or HParams()).replace(**given)
-    for name in unused_options(hparams.method):
-        if name in given and given[name] != AUTO:
-            raise UserError(_not_used(name, hparams.method))
-    return hparams
+    return of_files | given
+
+
+def find_option_file(name: str) -> Path:
+    """Where an option file is: in the present directory or, if not there, in the program's."""
+    path = Path(name)
+    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
+
+
+def _of_file(name: str, opened: tuple[Path, ...]) -> dict[str, object]:
+    """The options of a file, those of the files that it names included."""
+    path = find_option_file(name)
+    if path.resolve() in opened:
+        raise UserError(f"{path}: names itself, by way of @{opened[-1].name}")
+    lines = (line.partition("#")[0].strip().rstrip(",") for line in read_text(path).splitlines())
+    text = ",".join(filter(None, lines)).replace("[,", "[").replace(",]", "]")
+    try:
+        return _given(text, (*opened, path.resolve()))
+    except UserError as error:
+        inner = str(error)
+        raise UserError(inner if inner.startswith(str(path)) else f"{path}: {inner}") from None
 
 
 class ModelConfig(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 from support.safe_npz import open_archive, parse_array
 
 MAX_JSON = 2**26  # bytes
+MAX_TEXT = 2**20
 
 
 class UserError(ValueError):
@@ -81,6 +82,16 @@ def read_json(path: str | Path) -> Any:
     """
     with _one_line_errors(path, "damaged, not a JSON file"):
         return json.loads(_read_bytes(path, MAX_JSON).decode("utf-8"))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a small file in UTF-8.
+
+    Raises:
+        UserError: the file is missing, or is no such text.
+    """
+    with _one_line_errors(path, "no text that can be read"):
+        return _read_bytes(path, MAX_TEXT).decode("utf-8")
 
 
 def read_npy(path: str | Path) -> np.ndarray:
