@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
@@ -56,6 +57,7 @@ class Example(NamedTuple):
         corrupted: uint8 (S, S), ink 255 on 0: node 0 of the corrupted sketch's graph.
         generated: stroke-3 (n, 3).
         graph_picture: uint8 (side, side, 3) from `draw_graph`.
+        drawings: more sketches to show, stroke-3 (n, 3), by the names of their columns.
     """
 
     category: str
@@ -64,9 +66,10 @@ class Example(NamedTuple):
     corrupted: np.ndarray | None = None
     generated: np.ndarray | None = None
     graph_picture: np.ndarray | None = None
+    drawings: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
-COLUMNS = {  # in the order of display
+COLUMNS = {  # in the order of display, before those of `drawings`
     "original": "original",
     "graph_picture": "graph",
     "corrupted": "corrupted",
@@ -193,7 +196,11 @@ def confusion_png(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> byt
 
 
 def index_html(
-    examples: Sequence[Example], *, title: str = "Sketches", metadata: Mapping[str, object] = {}
+    examples: Sequence[Example],
+    *,
+    title: str = "Sketches",
+    metadata: Mapping[str, object] = {},
+    introduction: str = "",
 ) -> str:
     """Examples as a web page that needs no other file, category by category.
 
@@ -202,6 +209,7 @@ def index_html(
             about 10 KB, with a graph picture 100 KB.
         title: stands on top.
         metadata: shown below the title, name and value, e.g. the model and the temperature.
+        introduction: HTML that stands above the examples.
 
     Raises:
         ValueError: see `drawing.to_paths`.
@@ -211,6 +219,7 @@ def index_html(
     if metadata:
         pairs = [f"{html.escape(k)}: <b>{html.escape(str(v))}</b>" for k, v in metadata.items()]
         body.append(f"<p>{' · '.join(pairs)}</p>")
+    body.append(introduction)
     if not examples:
         body.append("<p>no sketches</p>")
     for category, group in groupby(examples, key=lambda example: example.category):
@@ -219,7 +228,7 @@ def index_html(
             figures = "".join(_figure(example, field) for field in columns)
             body.append(f"<article><h3>#{example.index}</h3>{figures}</article>")
         body.append("</section>")
-    return HTML.format(title=html.escape(title), body="\n".join(body))
+    return HTML.format(title=html.escape(title), body="\n".join(filter(None, body)))
 
 
 HTML = """<!DOCTYPE html>
@@ -240,6 +249,8 @@ figure {{ margin: 0 }}
 figure > :first-child {{ display: block; width: 225px; height: 225px; border-radius: 6px;
   background: #fff; box-shadow: 0 0 0 1px #8886 }}
 figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .15rem .8rem; text-align: left; border-bottom: 1px solid #8884 }}
 </style>
 </head>
 <body>
@@ -250,7 +261,12 @@ figcaption {{ font-size: .8rem; opacity: .7; text-align: center }}
 
 
 def _columns(examples: Sequence[Example]) -> list[str]:
-    return [f for f in COLUMNS if any(getattr(example, f) is not None for example in examples)]
+    names = [*COLUMNS, *dict.fromkeys(name for example in examples for name in example.drawings)]
+    return [n for n in names if any(_content(example, n) is not None for example in examples)]
+
+
+def _content(example: Example, column: str) -> np.ndarray | None:
+    return getattr(example, column) if column in COLUMNS else example.drawings.get(column)
 
 
 def _spacing(cell: int) -> tuple[int, int]:
@@ -274,12 +290,13 @@ def _draw_tile(tile: np.ndarray, example: Example, columns: list[str], cell: int
         outline = place[0], place[-1], place[:, 0], place[:, -1]
         for edge in outline:
             edge[:] = RULE
-        _write(tile[:, : x + cell], COLUMNS[field], x, line + cell + line // 2, 0.55 * line)
+        caption = COLUMNS.get(field, field)
+        _write(tile[:, : x + cell], caption, x, line + cell + line // 2, 0.55 * line)
 
 
 def _cell(example: Example, field: str, side: int) -> np.ndarray:
     """One picture of an example, uint8 (side, side, 3); white where there is none."""
-    content = getattr(example, field)
+    content = _content(example, field)
     if content is None:
         return np.full((side, side, 3), 255, np.uint8)
     if field == "graph_picture":
@@ -296,14 +313,16 @@ def _cell(example: Example, field: str, side: int) -> np.ndarray:
 
 def _figure(example: Example, field: str) -> str:
     """One picture of an example as HTML."""
-    if getattr(example, field) is None:
+    content = _content(example, field)
+    if content is None:
         picture = "<span></span>"
-    elif field in ("original", "generated"):
-        picture = to_svg(getattr(example, field)).strip()
-    else:
+    elif field in ("graph_picture", "corrupted"):
         data = base64.b64encode(png(_cell(example, field, GRAPH_SIDE))).decode()
         picture = f'<img alt="" src="data:image/png;base64,{data}">'
-    return f"<figure>{picture}<figcaption>{COLUMNS[field]}</figcaption></figure>"
+    else:
+        picture = to_svg(content).strip()
+    caption = html.escape(COLUMNS.get(field, field))
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def _write(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:

@@ -26,7 +26,7 @@ from support.checks import MAX_BATCH, MAX_COUNT, check_whole, check_workers
 from support.files import UserError, file_sha256, write_file
 from support.sample_files import Samples
 
-RESULT_NAME = "rec.json"
+RESULT_NAME, OUTCOMES_NAME = "rec.json", "rec.npz"
 PICTURE_NAME = "rec_confusion.png"
 MAX_SEED = 2**32 - 1
 MAX_LEARNING_RATE = 1000
@@ -51,8 +51,8 @@ def recognition(
     Args:
         data_dir: holds `<category>.npz`.
         model_dir: holds the model.
-        sample_dir: holds the generated sketches, any number of them; takes rec.json and
-            rec_confusion.png.
+        sample_dir: holds the generated sketches, any number of them; takes rec.json,
+            rec_confusion.png, and rec.npz with what each sketch was taken for.
         classifier_dir: holds the classifier, or takes it; None: `classifier` in model_dir.
         options: how to train it where there is none yet; None: the defaults.
         workers: threads that draw pictures; None: half as many as there are cores.
@@ -75,7 +75,8 @@ def recognition(
     if classifier is None:
         return None
     true = samples.split.category[samples.members]
-    generated = judge(classifier, samples.sketches, true, "Judging generated", workers)
+    found = judge(classifier, samples.sketches, "Judging generated", workers)
+    generated = confusion_matrix(true, found, labels=range(len(names)))
     originals = judge_originals(folder, classifier, samples, workers)
     shares, original_shares = _shares(generated), _shares(originals)
     measure = {
@@ -98,6 +99,9 @@ def recognition(
         f"Originals: {original_shares[0]:.2%}": originals,
     }
     write_file(samples.sample_dir / PICTURE_NAME, gallery.confusion_png(tables, names))
+    weights = file_sha256(folder / checkpoints.BEST)
+    outcomes = {"taken_for": found}
+    sample_files.write_outcomes(OUTCOMES_NAME, samples, outcomes, classifier_sha256=weights)
     return sample_files.write_result(RESULT_NAME, samples, measure)
 
 
@@ -185,31 +189,27 @@ def load_training_data(
 def judge(
     classifier: Classifier,
     sketches: Sequence[np.ndarray],
-    true: np.ndarray,
     title: str,
     workers: int | None = None,
 ) -> np.ndarray:
-    """What sketches are taken for, each counted: int64 (C, C), a row for each true category.
+    """The category that each sketch is taken for, int64 (n,).
 
     Args:
-        classifier: knows C categories.
+        classifier: knows the categories.
         sketches: n stroke-3 arrays (rows, 3) in any unit; one without rows is a blank picture.
-        true: their categories, int (n,).
         title: of the progress display.
         workers: see `recognition`.
     """
-    classes = len(classifier.metadata["categories"])
     with cli.Progress(title, len(sketches)) as progress:
-        found = sketch_a_net.predict(
+        return sketch_a_net.predict(
             classifier.network, sketches, advance=progress.update, workers=workers
         )
-    return confusion_matrix(true, found, labels=range(classes))
 
 
 def judge_originals(
     classifier_dir: Path, classifier: Classifier, samples: Samples, workers: int | None = None
 ) -> np.ndarray:
-    """What the original sketches of the split are taken for: see `judge`.
+    """What the original sketches of the split are taken for: int64 (C, C), rows the true category.
 
     The outcome is kept beside the classifier, so that samples made with other probabilities
     don't wait for it again.
@@ -226,7 +226,8 @@ def judge_originals(
         if meta == made_of and counts is not None and _is_confusion(counts, classes):
             return counts
     sketches = [split.sketch(i) for i in range(len(split))]
-    counts = judge(classifier, sketches, split.category, "Judging originals", workers)
+    found = judge(classifier, sketches, "Judging originals", workers)
+    counts = confusion_matrix(split.category, found, labels=range(len(samples.hparams.categories)))
     try:
         with rec_classifier.writing_classifier(classifier_dir):
             checkpoints.write_arrays(path, {"confusion": counts}, made_of)
@@ -259,7 +260,7 @@ def _shares(confusion: np.ndarray) -> tuple[float, list[float | None]]:
 
 
 def _is_confusion(counts: np.ndarray, classes: int) -> bool:
-    """Whether an array may be what `judge` returned."""
+    """Whether an array may be what `judge_originals` counted."""
     return counts.shape == (classes, classes) and counts.dtype.kind == "i" and counts.sum() > 0
 
 

@@ -3,6 +3,7 @@
 python retrieval.py --data_dir=DIR --model_dir=MODEL --sample_dir=OUT
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from model import SPGra2Seq
 from support import cli, sample_files
 from support.checks import check_workers
 from support.files import UserError
+from support.sample_files import Samples
 
-RESULT_NAME = "ret.json"
+RESULT_NAME, OUTCOMES_NAME = "ret.json", "ret.npz"
 TOPS = (1, 10, 50)
 DIRECTIONS = ("generated", "original")
 BLOCK = 2**21  # distances held at a time
@@ -29,6 +31,7 @@ def retrieval(
     sample_dir: str | Path,
     *,
     direction: str = "generated",
+    originals_file: str | Path | None = None,
     workers: int | None = None,
 ) -> dict:
     """Measures Ret of the sketches that `sample.sample` wrote.
@@ -39,8 +42,11 @@ def retrieval(
     Args:
         data_dir: holds `<category>.npz`.
         model_dir: holds the model.
-        sample_dir: holds the generated sketches, any number of them; takes ret.json.
+        sample_dir: holds the generated sketches, any number of them; takes ret.json, and
+            ret.npz with the rank of each query.
         direction: see `ret`.
+        originals_file: .npz that keeps the originals' codes for the next call; None: nothing is
+            kept.
         workers: threads that crop; None: half as many as there are cores.
 
     Returns:
@@ -58,8 +64,7 @@ def retrieval(
         print(f"Note: {warning}.")
     model = checkpoints.load_model(model_dir)
     split = samples.split
-    originals = [split.sketch(i) for i in range(len(split))]
-    originals = encode(model, originals, "Encoding originals", workers)
+    originals = encode_originals(model, samples, originals_file, workers)
     generated = encode(model, samples.sketches, "Encoding generated", workers)
     if direction == "generated":
         found = ranks(generated, originals, samples.members)
@@ -81,7 +86,43 @@ def retrieval(
             for name in names
         },
     }
+    sample_files.write_outcomes(OUTCOMES_NAME, samples, {"ranks": found}, direction=direction)
     return sample_files.write_result(RESULT_NAME, samples, measure)
+
+
+def encode_originals(
+    model: SPGra2Seq,
+    samples: Samples,
+    path: str | Path | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Codes of all original sketches of the split that samples were made from, float32 (N, Z).
+
+    Args:
+        model: the one that made the samples.
+        samples: see `support.sample_files.load_samples`.
+        path: .npz that has the codes from an earlier call, or takes them; None: neither.
+        workers: see `encode`.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    split = samples.split
+    made_of = {
+        "model": samples.metadata.model_sha256,
+        "sketches": sample_files.split_sha256(split, list(range(len(split)))),
+    }
+    if path is not None:
+        with contextlib.suppress(UserError):  # not there, or damaged: encoded again
+            arrays, meta = checkpoints.read_arrays(Path(path))
+            codes = arrays.get("codes")
+            if meta == made_of and codes is not None and codes.shape[:1] == (len(split),):
+                return codes
+    sketches = [split.sketch(i) for i in range(len(split))]
+    codes = encode(model, sketches, "Encoding originals", workers)
+    if path is not None:
+        checkpoints.write_arrays(Path(path), {"codes": codes}, made_of)
+    return codes
 
 
 def ret(

@@ -16,7 +16,7 @@ import numpy as np
 import dataset
 import drawing
 import inference
-from checkpoints import BEST
+from checkpoints import BEST, write_arrays
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
 from support.checks import MAX_BATCH, MAX_SEED, check_real, check_whole, check_workers
@@ -240,6 +240,24 @@ def write_result(name: str, samples: Samples, measure: dict[str, Any]) -> dict[s
     result = {**asdict(samples.metadata), "model_options": samples.hparams.used(), **measure}
     write_json(samples.sample_dir / name, result)
     return result
+
+
+def write_outcomes(
+    name: str, samples: Samples, outcomes: dict[str, np.ndarray], **made_with: Any
+) -> None:
+    """Writes what a measure found for each sample, as .npz, whole or not at all.
+
+    Args:
+        name: of the file, in the directory of the samples.
+        samples: what was measured.
+        outcomes: arrays of a row a sample, in the order of `samples.keys`.
+        made_with: what else the outcomes depend on, kept beside what made the samples.
+    """
+    write_arrays(
+        samples.sample_dir / name,
+        {"keys": np.array(samples.keys), **outcomes},
+        {"samples": asdict(samples.metadata), **made_with},
+    )
 
 
 def stroke_path(sample_dir: Path, key: Key) -> Path:
