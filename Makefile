@@ -1,6 +1,7 @@
 # make demo: install, write the embedded sketches, train a small model, heal sketches with it,
 #   measure how many lead back to their original.
 # make demo-rec: the same, then train a classifier and measure how many it recognises.
+# make compare: after the set-up of make demo, three methods on the same sketches, in one table.
 # make test: install, lint, run all tests. make test-fast: those that take under a minute together.
 # PYTHON=/path/to/python names the Python to use; by default the first that fits is taken.
 FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -9,11 +10,15 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 DEMO ?= demo
 
-.PHONY: demo demo-rec test test-fast clean
+METHODS = sp_gra2seq sketchhealer sketchlattice
 
-demo: $(VENV)/installed
+.PHONY: data demo demo-rec compare test test-fast clean
+
+data: $(VENV)/installed
 	$(VENV)/bin/python doodles.py --data_dir=$(DEMO)/data --train=700 --valid=32 --test=32 \
 		--categories=fish,smiley,umbrella
+
+demo: data
 	$(VENV)/bin/python train.py --data_dir=$(DEMO)/data --log_root=$(DEMO)/model \
 		--resume_training=True --hparams=@configs/demo
 	$(VENV)/bin/python sample.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
@@ -32,6 +37,18 @@ demo-rec: demo
 	@echo
 	$(VENV)/bin/python recognition.py --data_dir=$(DEMO)/data --model_dir=$(DEMO)/model \
 		--sample_dir=$(DEMO)/healed --per_epoch=250 --epochs=3
+
+compare: data
+	for method in $(METHODS); do \
+		options=@configs/doodles-patches; \
+		[ $$method = sketchlattice ] && options=@configs/doodles; \
+		$(VENV)/bin/python train.py --data_dir=$(DEMO)/data --log_root=$(DEMO)/$$method \
+			--resume_training=True --hparams="$$options,method=$$method" || exit; \
+	done
+	$(VENV)/bin/python compare.py --data_dir=$(DEMO)/data --output_dir=$(DEMO)/comparison \
+		--models=$(DEMO)/sp_gra2seq,$(DEMO)/sketchhealer,$(DEMO)/sketchlattice \
+		--probs=0,0.3 --per_epoch=250 --epochs=3
+	@echo "The table and the page: $(DEMO)/comparison/table.md and index.html"
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .

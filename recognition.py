@@ -17,14 +17,13 @@ import checkpoints
 import gallery
 import rec_classifier
 import sketch_a_net
-from dataset import Dataset, load_dataset
+from dataset import Dataset, Split, load_dataset
 from hparams import HParams
 from rec_classifier import Classifier, Options
 from support import cli, sample_files
 from support.backend import make_deterministic
 from support.checks import MAX_BATCH, MAX_COUNT, check_whole, check_workers
 from support.files import UserError, file_sha256, write_file
-from support.sample_files import Samples
 
 RESULT_NAME, OUTCOMES_NAME = "rec.json", "rec.npz"
 PICTURE_NAME = "rec_confusion.png"
@@ -77,7 +76,8 @@ def recognition(
     true = samples.split.category[samples.members]
     found = judge(classifier, samples.sketches, "Judging generated", workers)
     generated = confusion_matrix(true, found, labels=range(len(names)))
-    originals = judge_originals(folder, classifier, samples, workers)
+    split_name = samples.metadata.split or "test"
+    originals = judge_originals(folder, classifier, samples.split, split_name, workers)
     shares, original_shares = _shares(generated), _shares(originals)
     measure = {
         "measure": "rec",
@@ -207,27 +207,31 @@ def judge(
 
 
 def judge_originals(
-    classifier_dir: Path, classifier: Classifier, samples: Samples, workers: int | None = None
+    classifier_dir: Path,
+    classifier: Classifier,
+    split: Split,
+    split_name: str,
+    workers: int | None = None,
 ) -> np.ndarray:
     """What the original sketches of the split are taken for: int64 (C, C), rows the true category.
 
     The outcome is kept beside the classifier, so that samples made with other probabilities
     don't wait for it again.
     """
-    split = samples.split
-    path = classifier_dir / f"{samples.metadata.split or 'test'}.npz"
+    path = classifier_dir / f"{split_name}.npz"
+    classes = len(classifier.metadata["categories"])
     made_of = {
         "weights": file_sha256(classifier_dir / checkpoints.BEST),
         "sketches": sample_files.split_sha256(split, list(range(len(split)))),
     }
     with contextlib.suppress(UserError):  # not there, or damaged: judged again
         arrays, meta = checkpoints.read_arrays(path)
-        counts, classes = arrays.get("confusion"), len(samples.hparams.categories)
+        counts = arrays.get("confusion")
         if meta == made_of and counts is not None and _is_confusion(counts, classes):
             return counts
     sketches = [split.sketch(i) for i in range(len(split))]
     found = judge(classifier, sketches, "Judging originals", workers)
-    counts = confusion_matrix(split.category, found, labels=range(len(samples.hparams.categories)))
+    counts = confusion_matrix(split.category, found, labels=range(classes))
     try:
         with rec_classifier.writing_classifier(classifier_dir):
             checkpoints.write_arrays(path, {"confusion": counts}, made_of)

@@ -137,16 +137,15 @@ def sample(
         print(f"Note: {warning}.")
     plan = make_plan(
         data.splits[split],
+        split,
         hparams,
         num_per_category,
         wanted,
-        prob if of_file else 0.0,
-        random_seed,
+        prob=prob,
+        masking=masking,
+        seed=seed,
+        random_seed=random_seed,
     )
-    if prob > 0 and not of_file:
-        number = dataset.SPLITS.index(split)
-        keys = [(number, *plan.split.key(member)) for member in plan.members]
-        plan = plan._replace(seeds=own_seeds(hparams, masking, seed, keys))
     if not plan.members:
         raise UserError(
             f"{data_dir}: no usable sketch in the {split} split of {', '.join(wanted)}"
@@ -250,16 +249,21 @@ def _draw(
 
 def make_plan(
     split: Split,
+    split_name: str,
     hparams: HParams,
     num_per_category: int,
     categories: tuple[str, ...],
+    *,
     prob: float,
+    masking: str,
+    seed: int,
     random_seed: str | Path,
 ) -> Plan:
     """Chooses the first sketches of each category, and the seeds of each.
 
     The seeds of `random_seed` go to the model's categories in order, and in each to the first
-    `num_per_category` sketches of the file, whether they are asked for or not.
+    `num_per_category` sketches of the file, whether they are asked for or not. Ways of masking
+    that no file would last for take numbers that follow from `seed`.
 
     Raises:
         UserError: the seeds run out, or their file is not readable.
@@ -270,6 +274,10 @@ def make_plan(
     members = first[chosen].tolist()
     if prob == 0:
         return Plan(split, members, None)
+    if masking in OWN_SEEDS:
+        number = dataset.SPLITS.index(split_name)
+        keys = [(number, *split.key(member)) for member in members]
+        return Plan(split, members, own_seeds(hparams, masking, seed, keys))
     last = int(np.flatnonzero(chosen)[-1]) + 1 if len(members) else 0
     counts = [
         utils.count_patches(split.sketch(i), hparams.graph_number) for i in first[:last].tolist()

@@ -5,17 +5,19 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from retrieval import TOPS
+from support.fonts import Figure, Line2D, families, showable
 from support.significance import LEVEL, holm, mcnemar_test, t_interval, wilson_interval
 
 MEASURES = {"rec": "Rec", **{f"top_{top}": f"Ret Top-{top}" for top in TOPS}}
 TESTED = ("rec", "top_1")
 BEST, AS_GOOD = "best", "as good"
+FONT_SIZE, LINE, DPI = 9, 16, 150  # points, points, pixels an inch
 MARKS = {BEST: "**", AS_GOOD: "*"}
 
 
@@ -116,7 +118,8 @@ def _mark(rows: list[dict], measure: str, tests: list[dict]) -> None:
 def cells(result: dict[str, Any]) -> list[list[str]]:
     """The table as text: a header and a row for each method and probability, in percent.
 
-    Marks stand around a number: `**` the best, `*` those not told from it.
+    Marks stand around a number as in Markdown: `**` (bold) the best, `*` (italic) those that
+    can't be told from it.
     """
     rows = [["erased", "method", "models", "masking", *MEASURES.values()]]
     for row in result["rows"]:
@@ -197,16 +200,61 @@ def as_html(result: dict[str, Any]) -> str:
 
 def _html_cell(text: str) -> str:
     text = html.escape(text)
-    if text.startswith("**"):
-        number, rest = text[2:].split("**")
-        return f"<b>{number}</b>{rest}"
+    for mark, tag in (("**", "b"), ("*", "i")):
+        if text.startswith(mark):
+            number, rest = text[len(mark) :].split(mark)
+            return f"<{tag}>{number}</{tag}>{rest}"
     return text
 
 
-def blocks(result: dict[str, Any]) -> list[list[list[str]]]:
-    """The table's rows in groups: the header, one group for each probability, what they share."""
+def as_png(result: dict[str, Any]) -> bytes:
+    """The table with its title as a PNG file; the best are bold, those as good italic."""
     header, *rows = cells(result)
-    return [[header], *(list(group) for _, group in groupby(rows, lambda row: row[0]))]
+    lines = [header, *rows]
+    widths = [max(len(showable(row[i])) for row in lines) for i in range(len(header))]
+    starts = np.cumsum([0, *(0.62 * FONT_SIZE * width + 2 * FONT_SIZE for width in widths)])
+    width = max(float(starts[-1]), 0.7 * FONT_SIZE * len(result["title"]))
+    height = LINE * (len(lines) + 2)
+    figure = Figure((width / 72, height / 72), dpi=DPI, facecolor="white")
+
+    def write(x, y, text, **style):
+        text = showable(text)
+        figure.text(
+            x / width,
+            1 - y / height,
+            text,
+            fontsize=FONT_SIZE,
+            family=families(text),
+            parse_math=False,
+            va="center",
+            **style,
+        )
+
+    def rule(y):
+        figure.add_artist(
+            Line2D([0, 1], [1 - y / height] * 2, color="0.6", linewidth=0.7, solid_capstyle="butt")
+        )
+
+    write(0, LINE / 2, result["title"], fontweight="bold")
+    before = None
+    for number, texts in enumerate(lines):
+        y = LINE * (number + 2)
+        if texts[0] != before:
+            rule(y - LINE / 2)
+        for x, text in zip(starts, texts, strict=False):
+            style = {"fontweight": "bold"} if number == 0 else {}
+            if text.startswith("**"):
+                style = {"fontweight": "bold"}
+            elif text.startswith("*"):
+                style = {"fontstyle": "italic"}
+            write(x, y, text.replace("*", ""), **style)
+        before = texts[0]
+    rule(LINE * (len(lines) + 1.5))
+    file = io.BytesIO()
+    figure.savefig(
+        file, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
+    )
+    return file.getvalue()
 
 
 def scope(measured: int, of_split: int, per_category: int, categories: int, split: str) -> str:

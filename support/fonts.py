@@ -10,6 +10,7 @@ from matplotlib import font_manager  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402, F401
 from matplotlib.figure import Figure  # noqa: E402, F401
 from matplotlib.ft2font import FT2Font  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402, F401
 
 FONT = "DejaVu Sans"  # comes with matplotlib
 
