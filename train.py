@@ -63,8 +63,8 @@ def train(
         data_dir: holds `<category>.npz`, QuickDraw files.
         log_root: the model directory: model_config.json, best.npz, latest.npz, metrics.csv and
             the TensorBoard logs land here.
-        options: as on the command line, "categories=[bee,bus],batch_size=64"; in resuming those
-            not given are the run's own.
+        options: as on the command line, "categories=[bee,bus],batch_size=64" or
+            "@configs/comparison,seed=1"; in resuming those not given are the run's own.
         resume: go on from the latest checkpoint, if there is one.
         start_from: a model directory, whose weights and options a new run begins with; other
             categories, data and learning rates are allowed.
@@ -564,7 +564,10 @@ def define_flags() -> None:
         "start_from", "", "Model directory whose weights and options a new run begins with."
     )
     flags.DEFINE_string(
-        "hparams", "", "Options, as in 'categories=[bee,bus],batch_size=64':\n" + describe_options()
+        "hparams",
+        "",
+        "Options, as in 'categories=[bee,bus],batch_size=64', or @FILE for those in a file, as in "
+        "'@configs/comparison,method=sketchlattice':\n" + describe_options(),
     )
     flags.DEFINE_bool(
         "check_data", False, "Only look through the data, and write pictures of it to log_root."

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+import compare
 import convert
 import download
 import import_checkpoint
@@ -26,7 +27,7 @@ def test_every_option_is_in_the_table():
     assert "\n".join(rows) in COMMANDS
 
 
-SCRIPTS = [train, sample, retrieval, recognition, import_checkpoint, convert, download]
+SCRIPTS = [train, sample, retrieval, recognition, compare, import_checkpoint, convert, download]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
