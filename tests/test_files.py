@@ -18,10 +18,11 @@ import pytest
 
 import dataset
 import utils
-from dataset import SPLITS, load_dataset, read_sketch_file, to_stroke3
+from dataset import SPLITS, load_dataset, read_sketch_file
 from hparams import HParams, parse_hparams
 from support.checks import check_real, check_whole, check_workers
 from support.files import UserError, is_of_type, read_json, read_npy, read_npz
+from support.layouts import to_stroke3
 
 ROOT = Path(dataset.__file__).parent
 MAX_GROWTH = 256  # MiB that a file of at most 16 MiB unpacked may take
