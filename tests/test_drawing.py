@@ -10,8 +10,8 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from sketch_graphs import link, masked_graph, some_sketches
 
-import doodles
 import drawing
 import utils
 from support.files import UserError, write_file
@@ -19,11 +19,6 @@ from support.files import UserError, write_file
 SVG = "{http://www.w3.org/2000/svg}"
 LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
 DOT = np.zeros((3, 3), np.int16)
-
-
-def some_sketches():
-    rng = np.random.default_rng(0)
-    return [doodles.doodle(category, rng) for category in doodles.CATEGORIES]
 
 
 def random_rows(rng, n, dtype=np.float64):
@@ -288,20 +283,6 @@ def test_canvas_lies_where_its_sketch_lies():
         thick = np.array(ink_box(drawing.canvas_picture(canvas, 225, sketch)))
         # Thicker by 3 pixels; the canvas rounds each row's offset to whole pixels.
         assert np.abs(thin - thick).max() <= 5
-
-
-def masked_graph(sketch, masked=(1,)):
-    seeds = np.ones(20)
-    seeds[list(masked)] = 0
-    return utils.make_graph(sketch, mask_prob=0.1, seeds=seeds)
-
-
-def link(*links):
-    """An adjacency with (from, to, weight) links; nodes counted from 0 = whole sketch."""
-    adjacency = np.zeros((21, 21), np.float32)
-    for a, b, weight in links:
-        adjacency[a, b] = weight
-    return adjacency
 
 
 def test_graph_leaves_out_what_is_no_link_of_two_patches():

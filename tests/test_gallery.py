@@ -7,19 +7,14 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib import font_manager
+from sketch_graphs import link, masked_graph, some_sketches
 
 import doodles
 import drawing
 import gallery
-import utils
 from gallery import Example
 
 LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
-
-
-def some_sketches():
-    rng = np.random.default_rng(0)
-    return [doodles.doodle(category, rng) for category in doodles.CATEGORIES]
 
 
 def contains(page, picture):
@@ -29,20 +24,6 @@ def contains(page, picture):
         inner = cv2.cvtColor(inner, cv2.COLOR_GRAY2BGR)
     _, _, (x, y), _ = cv2.minMaxLoc(cv2.matchTemplate(page, inner, cv2.TM_SQDIFF))
     return (page[y:, x:][: len(inner), : len(inner)] == inner).all()
-
-
-def masked_graph(sketch, masked=(1,)):
-    seeds = np.ones(20)
-    seeds[list(masked)] = 0
-    return utils.make_graph(sketch, mask_prob=0.1, seeds=seeds)
-
-
-def link(*links):
-    """An adjacency with (from, to, weight) links; nodes counted from 0 = whole sketch."""
-    adjacency = np.zeros((21, 21), np.float32)
-    for a, b, weight in links:
-        adjacency[a, b] = weight
-    return adjacency
 
 
 def example(category="cat", index=7, seed=0):
