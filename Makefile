@@ -13,6 +13,9 @@ DEMO_OPTIONS = categories=[fish,smiley,umbrella],batch_size=32,graph_picture_siz
 	dec_model=layer_norm,dec_rnn_size=256,z_size=32,num_steps=1150,save_every=5,$\
 	learning_rate=0.003,decay_rate=0.998,min_learning_rate=0.0002
 
+# Whole files of tests, in the order of tests/conftest.py.
+TWO_WORKERS = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 .PHONY: demo demo-rec test test-fast clean
 
 demo: $(VENV)/installed
@@ -40,10 +43,10 @@ demo-rec: demo
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(VENV)/bin/python -m pytest $(TWO_WORKERS)
 
 test-fast: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest $(TWO_WORKERS) -m "not slow"
 
 clean:
 	rm -rf $(DEMO)
