@@ -393,6 +393,7 @@ def test_unwritable_places(tmp_path):
             write_file(place, "x")
 
 
+@pytest.mark.slow
 def test_imports_little():
     """Drawing is of use without the model: it must not load Keras or TensorFlow."""
     code = (

@@ -232,6 +232,7 @@ def test_the_confusion_picture():
         assert changed.shape != page.shape or (changed != page).any()
 
 
+@pytest.mark.slow
 def test_a_table_of_many_categories():
     """More categories than there is room for numbers: smaller cells, all names."""
     count = gallery.MAX_NUMBERED + 1

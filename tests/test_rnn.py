@@ -182,6 +182,7 @@ def test_step_by_step(kind):
         np.testing.assert_allclose(stepped, unrolled, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", (False, True))
 @pytest.mark.parametrize("kind", CELLS)
 def test_gradients(kind, dropout):
