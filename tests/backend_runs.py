@@ -102,6 +102,18 @@ tasks = json.loads(sys.argv[1])
 if len(sys.argv) > 2:
     coordinator, count, number = sys.argv[2:]
     devices.initialize_distributed(coordinator, int(count), int(number), timeout=10)
+    # Only process 0 would keep its compiled programs, and the others compile theirs for each task.
+    from jax._src import compiler, distributed
+    write_program, place = compiler._cache_write, distributed.global_state
+
+    def write_as_first(*args):
+        own, place.process_id = place.process_id, 0
+        try:
+            write_program(*args)
+        finally:
+            place.process_id = own
+
+    compiler._cache_write = write_as_first
 for task in tasks:
     counts.update(drawn=0, compiled=0)
     try:
@@ -145,9 +157,9 @@ def sampling(folder, model, drawn):
     return {"sample": [str(folder / name) for name in ("data", model, drawn)]}
 
 
-def start(compiled, tasks, *cluster, backend="jax", logical_devices=1):
-    """A process that works off tasks."""
-    environment = os.environ | {
+def environment(compiled, backend="jax", logical_devices=1):
+    """Variables of a process on a backend, which keeps what JAX compiles in a directory."""
+    return os.environ | {
         "KERAS_BACKEND": backend,
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
@@ -157,10 +169,15 @@ def start(compiled, tasks, *cluster, backend="jax", logical_devices=1):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={logical_devices} "
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
+
+
+def start(compiled, tasks, *cluster, backend="jax", logical_devices=1):
+    """A process that works off tasks."""
     # A pipe that is not read would fill up.
     printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
     command = [sys.executable, "-c", PROGRAM, json.dumps(tasks), *cluster]
-    process = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+    variables = environment(compiled, backend, logical_devices)
+    process = subprocess.Popen(command, env=variables, stdout=printed, stderr=printed)
     process.printed = printed
     return process
 

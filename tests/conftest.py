@@ -23,7 +23,7 @@ HPARAMS = HParams(
 )
 
 # Files that take half a minute of a CPU or more, the longest first.
-LONG = ("cluster", "methods", "backends", "rec_classifier", "train", "recognition", "benchmarks")
+LONG = ("cluster", "train", "backends", "methods", "rec_classifier", "benchmarks", "recognition")
 
 
 def pytest_collection_modifyitems(config, items):
