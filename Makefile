@@ -11,6 +11,8 @@ VENV ?= .venv
 DEMO ?= demo
 
 METHODS = sp_gra2seq sketchhealer sketchlattice
+# Whole files of tests, in the order of tests/conftest.py.
+TWO_WORKERS = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: data demo demo-rec compare test test-fast clean
 
@@ -53,10 +55,10 @@ compare: data
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(VENV)/bin/python -m pytest $(TWO_WORKERS)
 
 test-fast: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest $(TWO_WORKERS) -m "not slow"
 
 clean:
 	rm -rf $(DEMO)

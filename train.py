@@ -7,7 +7,6 @@ import contextlib
 import math
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +14,19 @@ from absl import flags
 
 import checkpoints
 import dataset
-import gallery
-import inference
-from batches import count_seeds, evaluation_batches, training_batches
+from batches import evaluation_batches, training_batches
 from checkpoints import RunState
-from hparams import (
-    CONFIG_NAME,
-    HParams,
-    ModelConfig,
-    describe_options,
-    parse_hparams,
-    read_config,
-    write_config,
-)
+from hparams import HParams, describe_options
 from model import Adam, SPGra2Seq, learning_rate
 from support import cli, devices
-from support.backend import keras, make_deterministic, ops, why_no_gpu
+from support.backend import keras, make_deterministic, ops
 from support.checks import check_real, check_whole, check_workers
-from support.data_check import Finding, check_data, require_sensible, write_contact_sheet
 from support.devices import DeviceGroup
 from support.files import UserError
 from support.metrics_log import MetricsLog, NoLog
-from support.output_dir import write_to
+from support.preview import draw_preview
+from support.run_setup import check, options_and_data, print_plan, start_or_resume
 
-CHECK_NAME = "data_check.png"
-PREVIEWED, PREVIEW_COLUMNS = 16, 4  # sketches of a preview, and how many of them in a row
 MAX_MINUTES = 10**9
 MAX_DEVICES = 2**16
 PATIENCE = 5  # validations in a row without improvement
@@ -88,54 +75,11 @@ def train(
     # Before anything is read: another process must not write there meanwhile.
     main_process = devices.is_main_process()
     with checkpoints.writing_model(log_root) if main_process else contextlib.nullcontext():
-        saved = _saved_config(log_root, resume)
-        hparams = parse_hparams(options, _base_options(saved, start_from))
+        hparams, data = options_and_data(data_dir, log_root, options, resume, start_from)
         make_deterministic(hparams.seed)
-        data = dataset.load_dataset(data_dir, hparams)
-        hparams = hparams.replace(max_seq_len=data.max_seq_len)
-        if saved:
-            _check_same_run(hparams, saved, data, log_root)
-        # A run that has begun is not stopped by it.
-        notes = require_sensible(data, hparams.categories, refuse=saved is None)
-        data = replace(data, warnings=(*data.warnings, *notes))
-        if len(data.splits["train"]) < hparams.batch_size:
-            raise UserError(
-                f"{data_dir}: {len(data.splits['train'])} training sketches are less than one "
-                f"batch of {hparams.batch_size}; use more sketches or a smaller batch_size"
-            )
         group = devices.select_devices(num_devices, hparams.batch_size)
         with group.scope():
             return _train(data, hparams, log_root, group, start_from, save_minutes, workers)
-
-
-def check(data_dir: str | Path, log_root: str | Path, options: str = "") -> list[Finding]:
-    """Looks through the data that a training would use, and trains nothing.
-
-    Args:
-        data_dir: see `train`.
-        log_root: takes data_check.png, some sketches of each category as the encoder sees them.
-        options: see `train`.
-
-    Returns:
-        What looks wrong.
-
-    Raises:
-        UserError: wrong options, or data that can't be read; a file that can't be written.
-    """
-    hparams = parse_hparams(options)
-    data = dataset.load_dataset(data_dir, hparams)
-    findings = check_data(data, hparams.categories)
-    _print_data(data, hparams)
-    for finding in findings:
-        kind = "Wrong" if finding.fatal else "Note"
-        print(f"{kind}: {finding.category}: {finding.text}.")
-    if not findings:
-        print("Nothing looks wrong.")
-    path = Path(log_root) / CHECK_NAME
-    with write_to(log_root, "data check", (CHECK_NAME,)):
-        write_contact_sheet(path, data, hparams, hparams.categories)
-    print(f"Some sketches of each category, as the encoder sees them: {path}")
-    return findings
 
 
 def _train(
@@ -156,8 +100,8 @@ def _train(
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer)
     if group.is_main_process:
-        _print_plan(data, hparams, model, group)
-    state = _start_or_resume(data, hparams, log_root, group, model, start_from)
+        print_plan(data, hparams, model, group)
+    state = start_or_resume(data, hparams, log_root, group, model, start_from, patience=PATIENCE)
     if state.finished:
         log_message(f"This run has ended: {state.finished}.")
         return state
@@ -329,109 +273,6 @@ def evaluate(
     }
 
 
-def draw_preview(model: SPGra2Seq, data: dataset.Dataset, hparams: HParams) -> np.ndarray:
-    """Some validation sketches, corrupted and redrawn: uint8 (h, w, 3).
-
-    What is erased and the drawing's random numbers are the same each time.
-    """
-    split = data.splits["valid"]
-    members = previewed(split)
-    sketches = [split.sketch(i) for i in members]
-    rng = np.random.default_rng(hparams.seed)
-    masking = hparams.training_masking
-    seeds = [rng.random(count_seeds(hparams, masking)) for _ in members]
-    keys = [split.key(i) for i in members]
-    encoded = list(
-        inference.encode_sketches(
-            model,
-            sketches,
-            mask_prob=hparams.mask_prob,
-            seeds=seeds,
-            masking=masking,
-            keys=keys,
-            workers=1,
-            jit=False,
-        )
-    )
-    drawn = inference.generate(
-        model,
-        [(found.key, found.code) for found in encoded],
-        data.max_seq_len,
-        seed=hparams.seed,
-        batch_size=len(members),
-        jit=False,
-    )
-    healed = {found.key: found.sketch for found in drawn}
-    examples = [
-        gallery.Example(
-            category=hparams.categories[found.key[0]],
-            index=found.key[1],
-            original=sketch,
-            corrupted=found.graph.picture,
-            generated=healed[found.key],
-        )
-        for found, sketch in zip(encoded, sketches, strict=True)
-    ]
-    return gallery.gallery(examples, per_row=PREVIEW_COLUMNS, by_category=False)
-
-
-def previewed(split: dataset.Split) -> list[int]:
-    """Positions of the first sketches of each category; of many, of some evenly chosen ones."""
-    shown = np.unique(split.category)
-    if len(shown) > PREVIEWED:
-        shown = shown[np.linspace(0, len(shown) - 1, PREVIEWED).round().astype(int)]
-    among = np.flatnonzero(np.isin(split.category, shown))
-    return split.first_of_each(PREVIEWED // len(shown), among)
-
-
-def _start_or_resume(
-    data: dataset.Dataset,
-    hparams: HParams,
-    log_root: Path,
-    group: DeviceGroup,
-    model: SPGra2Seq,
-    start_from: str | Path | None,
-) -> RunState:
-    """The state of a new run, or of the latest checkpoint, from which the model is restored."""
-    fingerprint = data.fingerprint()
-    fresh = not (log_root / checkpoints.LATEST).exists()
-    if fresh:
-        state = RunState(data=fingerprint)
-    else:
-        state = checkpoints.restore_latest(log_root, model, model.optimizer)
-        if state.data not in ("", fingerprint):
-            raise UserError(
-                f"{log_root}: can't resume with other data: these sketches are not the run's"
-            )
-        state.data = fingerprint
-        if math.isfinite(state.best_loss):
-            checkpoints.check_best(log_root, model)
-        made = state.total_steps
-        if made > hparams.num_steps:
-            raise UserError(
-                f"num_steps={hparams.num_steps} is not allowed: {log_root} has made {made} updates"
-            )
-        if state.failures < PATIENCE:  # num_steps may be another than before
-            done = made == hparams.num_steps
-            state.finished = f"all {made} updates are made" if done else ""
-        if state.finished:
-            return state
-    group.barrier()  # no process may find what another writes, and take it for an older run
-    if group.is_main_process:
-        write_config(log_root / CONFIG_NAME, hparams, data.scale_factor)
-    if fresh:
-        if start_from:
-            checkpoints.load_weights(start_from, model)
-        else:
-            model.start_clusters(
-                next(training_batches(data.splits["train"], hparams, data.max_seq_len, workers=1))
-            )
-        if group.is_main_process:
-            # A disk that is too small shows now and not after hours.
-            checkpoints.save_latest(log_root, model, model.optimizer, state)
-    return state
-
-
 def _epoch_progress(
     state: RunState, batches_per_epoch: int, hparams: HParams, group: DeviceGroup
 ) -> cli.Progress:
@@ -454,80 +295,6 @@ def _require_finite(losses: dict[str, float], which: str, update: int, log_root:
                 f"the {which} {name} loss is {loss} at update {update}; the last checkpoint in "
                 f"{log_root}, if any, is intact; try a smaller learning_rate"
             )
-
-
-def _saved_config(log_root: Path, resume: bool) -> ModelConfig | None:
-    """The configuration of the run in a directory, or None where there is none to go on with."""
-    config, latest = log_root / CONFIG_NAME, log_root / checkpoints.LATEST
-    there = [p for p in (config, latest, log_root / checkpoints.BEST) if p.exists()]
-    if not resume:
-        if there:
-            raise UserError(
-                f"{log_root} already holds a run ({there[0].name}); go on with it with "
-                "--resume_training=True (in Python resume=True) or choose another log_root"
-            )
-        return None
-    if not there:
-        print(f"{log_root} holds no run yet: starting from the beginning.")
-        return None
-    if there == [config]:
-        print(f"{log_root} holds no checkpoint yet: starting from the beginning.")
-    else:
-        for needed in (config, latest):
-            if needed not in there:
-                raise UserError(f"{needed}: not found, but {there[-1].name} is there; can't resume")
-    return read_config(config)
-
-
-def _base_options(saved: ModelConfig | None, start_from: str | Path | None) -> HParams | None:
-    """Where options come from that are not given: the run, the model to start from, or None."""
-    if saved:
-        return saved.hparams
-    if start_from:
-        return read_config(Path(start_from) / CONFIG_NAME).hparams.replace(max_seq_len=-1)
-    return None
-
-
-def _check_same_run(
-    hparams: HParams, saved: ModelConfig, data: dataset.Dataset, log_root: Path
-) -> None:
-    """Raises UserError where options or data are not those that a run was started with."""
-    known = saved.hparams
-    if known.max_seq_len == -1:  # an imported model may not know its longest sketch yet
-        known = known.replace(max_seq_len=data.max_seq_len)
-    checkpoints.check_same_run(hparams, known, log_root)
-    if saved.scale_factor not in (None, data.scale_factor):
-        raise UserError(
-            f"{log_root}: can't resume with other data: the run's sketches have the scale factor "
-            f"{saved.scale_factor}, those given {data.scale_factor}"
-        )
-
-
-def _print_data(data: dataset.Dataset, hparams: HParams) -> None:
-    """Prints what was loaded."""
-    for warning in data.warnings:
-        print(f"Note: {warning}.")
-    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    edges = f", {hparams.edge_kind} edges" if hparams.edge_kind else ""
-    print(f"Method:     {hparams.method}{edges}; masking in training: {hparams.training_masking}")
-    print(f"Categories: {', '.join(hparams.categories)}")
-    print(f"Sketches:   {counts}; at most {data.max_seq_len} rows each")
-
-
-def _print_plan(
-    data: dataset.Dataset, hparams: HParams, model: SPGra2Seq, group: DeviceGroup
-) -> None:
-    """Prints what a run is about to do."""
-    _print_data(data, hparams)
-    print(
-        f"Updates:    up to {hparams.num_steps}, {len(data.splits['train']) // hparams.batch_size} "
-        f"an epoch in batches of {hparams.batch_size}"
-    )
-    print(f"Parameters: {model.count_params():,} ({hparams.dec_model} decoder)")
-    names = ", ".join(group.devices or keras.distribution.list_devices())
-    print(f"Device:     {names} ({keras.backend.backend()} backend)", flush=True)
-    if why_no_gpu():
-        print(f"Note: {why_no_gpu()}", flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""A tiny model and its data, for the tests of the commands."""
+"""A tiny model and its data, for the tests of the commands; a place for runs on any backend."""
+
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +21,20 @@ HPARAMS = HParams(
     graph_picture_size=128,
     max_seq_len=70,
 )
+
+# Files that take half a minute of a CPU or more, the longest first.
+LONG = ("cluster", "train", "backends", "methods", "rec_classifier", "benchmarks", "recognition")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Workers that share the files begin with the long ones, so that they end together.
+
+    Without `--no-loadscope-reorder`, pytest-xdist hands out the files with the most tests first,
+    and leaves the few long runs of some files, one after the other, to a single worker.
+    """
+    if hasattr(config, "workerinput"):
+        places = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+        items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture
@@ -54,3 +70,18 @@ def model_dir(tmp_path_factory):
     write_config(folder / "model_config.json", HPARAMS, 30.0)
     checkpoints.save_best(folder, SPGra2Seq(HPARAMS), RunState())
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A directory for runs, in which `data` holds sketches for 5 updates an epoch."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_doodles(folder / "data", categories=("fish", "tree"), train=22, valid=5, test=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A directory for programs that JAX compiles, the same for all workers of this test run."""
+    root = tmp_path_factory.getbasetemp()
+    return (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "compiled"

@@ -87,10 +87,10 @@ def formula(raw, scale_factor):
     return sketch
 
 
-def npy(pickled, count=1):
-    """An object array as .npy holds it: a header and a pickle of whatever bytes."""
+def npy(pickled, *shape):
+    """An object array, of one entry by default, as .npy holds it: a header and any bytes."""
     file = io.BytesIO()
-    header = {"descr": "|O", "fortran_order": False, "shape": (count,)}
+    header = {"descr": "|O", "fortran_order": False, "shape": shape or (1,)}
     np.lib.format.write_array_header_1_0(file, header)
     return file.getvalue() + pickled
 

@@ -462,6 +462,7 @@ def test_lines_too_long_to_resample(tmp_path):
         convert.convert([tmp_path / "cat"], tmp_path / "out", steps=("resample", "rdp"))
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     """The flags arrive, SVG of sample.py's kind included; a mistake is one line and status 1."""
     for i in range(3):

@@ -25,6 +25,7 @@ from hparams import HParams, read_config
 from support import mask_seeds, sample_files
 from support.files import UserError
 
+pytestmark = pytest.mark.slow
 SPLITS = dataset.SPLITS
 EXTREMES = [b"\x00", b"\xff", b"\x7f", b"\x80", b"(", b"]", b".", b"\xff" * 4, b"\0\0\0\x10"]
 WRONG = [None, True, -1, 0, 2**63, 10**400, 0.5, float("nan"), float("inf"), -0.0, "", "\ud800\n"]

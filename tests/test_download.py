@@ -278,6 +278,7 @@ def test_train_names_the_command(tmp_path):
         dataset.load_dataset(tmp_path / "absent", HParams(categories=("fihs",)))
 
 
+@pytest.mark.slow
 def test_the_command_line(server, bodies, tmp_path):
     """The flags arrive; the files can be read; a mistake is one line and exit status 1."""
     command = [sys.executable, str(ROOT / "download.py"), f"--data_dir={tmp_path}"]

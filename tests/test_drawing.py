@@ -10,8 +10,8 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from sketch_graphs import link, masked_graph, some_sketches
 
-import doodles
 import drawing
 import utils
 from support.files import UserError, write_file
@@ -19,11 +19,6 @@ from support.files import UserError, write_file
 SVG = "{http://www.w3.org/2000/svg}"
 LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
 DOT = np.zeros((3, 3), np.int16)
-
-
-def some_sketches():
-    rng = np.random.default_rng(0)
-    return [doodles.doodle(category, rng) for category in doodles.CATEGORIES]
 
 
 def random_rows(rng, n, dtype=np.float64):
@@ -290,20 +285,6 @@ def test_canvas_lies_where_its_sketch_lies():
         assert np.abs(thin - thick).max() <= 5
 
 
-def masked_graph(sketch, masked=(1,)):
-    seeds = np.ones(20)
-    seeds[list(masked)] = 0
-    return utils.make_graph(sketch, mask_prob=0.1, seeds=seeds)
-
-
-def link(*links):
-    """An adjacency with (from, to, weight) links; nodes counted from 0 = whole sketch."""
-    adjacency = np.zeros((21, 21), np.float32)
-    for a, b, weight in links:
-        adjacency[a, b] = weight
-    return adjacency
-
-
 def test_graph_leaves_out_what_is_no_link_of_two_patches():
     """Neither self-loops, nor links with the whole sketch or unused nodes, nor negative ones."""
     sketch = some_sketches()[0]
@@ -412,6 +393,7 @@ def test_unwritable_places(tmp_path):
             write_file(place, "x")
 
 
+@pytest.mark.slow
 def test_imports_little():
     """Drawing is of use without the model: it must not load Keras or TensorFlow."""
     code = (

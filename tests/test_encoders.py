@@ -179,8 +179,9 @@ def test_blank_pixels_cost_nothing(side):
             assert len(link.children) == with_ink + (1 if side != 130 else 5)
 
 
+@pytest.mark.slow
 def test_one_program_for_any_amount_of_ink():
-    """Other numbers of cells compile nothing anew, nothing is scattered (which would be slow where
+    """Other numbers of cells compile nothing again, nothing is scattered (which would be slow where
     it must be repeatable), and the same pictures give the same bits."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("about TensorFlow's programs")

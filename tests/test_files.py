@@ -4,7 +4,6 @@ it is certain what they are, and a split is told why nothing is left of it.
 Comparisons are exact: nothing is computed but offsets.
 """
 
-import io
 import json
 import pickle
 import struct
@@ -15,34 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sketch_files import npy, objects, refusal
 
 import dataset
 import utils
-from dataset import SPLITS, load_dataset, read_sketch_file, to_stroke3
+from dataset import SPLITS, load_dataset, read_sketch_file
 from hparams import HParams, parse_hparams
 from support.checks import check_real, check_whole, check_workers
-from support.files import UserError, is_of_type, read_json, read_npy, read_npz
+from support.files import is_of_type, read_json, read_npy, read_npz
+from support.layouts import to_stroke3
 
 ROOT = Path(dataset.__file__).parent
 MAX_GROWTH = 256  # MiB that a file of at most 16 MiB unpacked may take
 MAX_SECONDS = 20  # for one file; a slow machine needs a few
-
-
-def refusal(call, *args, **kwargs):
-    """The text of the UserError that the call must raise, checked to be one printable line."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert text and text.splitlines() == [text] and text.isprintable()
-    return text
-
-
-def objects(entries):
-    """A 1-D object array of anything."""
-    array = np.empty(len(entries), object)
-    for i, entry in enumerate(entries):
-        array[i] = entry
-    return array
 
 
 def some_sketches(count=8, rows=12, seed=0):
@@ -63,16 +47,9 @@ def write(directory, name="star", **splits):
     np.savez(directory / f"{name}.npz", **given)
 
 
-def npy(payload, shape=(1,)):
-    file = io.BytesIO()
-    header = {"descr": "|O", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue() + payload
-
-
 def archive(path, train, method=zipfile.ZIP_DEFLATED):
     """An .npz whose train member is given as bytes."""
-    sound = npy(pickle.dumps(objects(some_sketches()), protocol=2), (8,))
+    sound = npy(pickle.dumps(objects(some_sketches()), protocol=2), 8)
     with zipfile.ZipFile(path, "w", method) as file:
         for split in SPLITS:
             file.writestr(f"{split}.npy", train if split == "train" else sound)
@@ -130,11 +107,11 @@ PICKLES = {
     "tuples in tuples": fill(b")\x85"),
     "marks": fill(b"("),
     "the same again": fill(b"N2"),
-    "numbers": npy(object_array(10**6, b"M\x01\x80" * 10**6), (10**6,)),
-    "one sketch again and again": npy(same_sketch_again(10**6), (10**6,)),
-    "arrays that multiply": npy(doubling(60), (2,)),
+    "numbers": npy(object_array(10**6, b"M\x01\x80" * 10**6), 10**6),
+    "one sketch again and again": npy(same_sketch_again(10**6), 10**6),
+    "arrays that multiply": npy(doubling(60), 2),
     "10**8 entries of nothing": npy(
-        ARRAY + b"(K\x02J\x00\xe1\xf5\x05K\x00\x86" + OBJECT + b"\x89]tb.", (10**8, 0)
+        ARRAY + b"(K\x02J\x00\xe1\xf5\x05K\x00\x86" + OBJECT + b"\x89]tb.", 10**8, 0
     ),
     "a text of 2**60 bytes": npy(b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x."),
     "bytes of 2**60 bytes": npy(b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x."),
@@ -282,7 +259,7 @@ def test_what_picklers_write_is_read(tmp_path, protocol):
         objects([1, 2]),
     ]
     payload = pickle.dumps(objects(entries), protocol=protocol)
-    archive(tmp_path / "star.npz", npy(payload, (len(entries),)))
+    archive(tmp_path / "star.npz", npy(payload, len(entries)))
     read = read_sketch_file(tmp_path / "star.npz")["train"]
     assert len(read) == len(entries)
     for ours, entry in zip(read, entries, strict=True):

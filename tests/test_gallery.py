@@ -7,20 +7,15 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib import font_manager
+from sketch_graphs import link, masked_graph, some_sketches
 
 import doodles
 import drawing
 import gallery
-import utils
 from gallery import Example
 from support import fonts
 
 LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
-
-
-def some_sketches():
-    rng = np.random.default_rng(0)
-    return [doodles.doodle(category, rng) for category in doodles.CATEGORIES]
 
 
 def contains(page, picture):
@@ -30,20 +25,6 @@ def contains(page, picture):
         inner = cv2.cvtColor(inner, cv2.COLOR_GRAY2BGR)
     _, _, (x, y), _ = cv2.minMaxLoc(cv2.matchTemplate(page, inner, cv2.TM_SQDIFF))
     return (page[y:, x:][: len(inner), : len(inner)] == inner).all()
-
-
-def masked_graph(sketch, masked=(1,)):
-    seeds = np.ones(20)
-    seeds[list(masked)] = 0
-    return utils.make_graph(sketch, mask_prob=0.1, seeds=seeds)
-
-
-def link(*links):
-    """An adjacency with (from, to, weight) links; nodes counted from 0 = whole sketch."""
-    adjacency = np.zeros((21, 21), np.float32)
-    for a, b, weight in links:
-        adjacency[a, b] = weight
-    return adjacency
 
 
 def example(category="cat", index=7, seed=0):
@@ -252,6 +233,7 @@ def test_the_confusion_picture():
         assert changed.shape != page.shape or (changed != page).any()
 
 
+@pytest.mark.slow
 def test_a_table_of_many_categories():
     """More categories than there is room for numbers: smaller cells, all names."""
     count = gallery.MAX_NUMBERED + 1

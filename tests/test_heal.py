@@ -153,6 +153,7 @@ def test_a_rectangle_is_erased(files, model_dir):
             np.testing.assert_array_equal(blank[i + 1, :, cut + 2 :], intact[i + 1, :, cut + 2 :])
 
 
+@pytest.mark.slow
 def test_erasing_changes_the_code(files, model_dir, tmp_path):
     """--erase takes the place of the random patches; the rectangle is shown in the overlay."""
     low, high = box(svg.read_svg(files[0].read_bytes(), "in").strokes)
@@ -180,6 +181,7 @@ def test_rectangles_that_make_no_sense(files, model_dir, tmp_path, rectangle, me
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_variants(files, model_dir, tmp_path):
     """Several sketches from one code, all different, the first the same as alone."""
     sample.heal(files[:1], model_dir, tmp_path / "a", variants=3, temperature=1.0)
@@ -194,6 +196,7 @@ def test_variants(files, model_dir, tmp_path):
         sample.heal(files[:1], model_dir, tmp_path / "c", variants=3, greedy=True)
 
 
+@pytest.mark.slow
 def test_once_more_into_the_same_directory(files, model_dir, tmp_path):
     """What an earlier call left is replaced; other people's files stay, or are not overwritten."""
     out = tmp_path / "out"

@@ -102,6 +102,7 @@ def test_published_draws_are_replayed():
         np.testing.assert_array_equal(mean[:-1, 2:], sampled["inputs"][1:, 2:])
 
 
+@pytest.mark.slow
 def test_rows_follow_the_mixture():
     """Frequencies, means and covariances are the analytic ones at a temperature."""
     count, temperature = 200_000, 0.6
@@ -207,6 +208,7 @@ def test_seed_and_key_decide():
     assert any(drawn[key].tobytes() != other[key].tobytes() for key in drawn)
 
 
+@pytest.mark.slow
 def test_nothing_to_draw():
     """No codes, no sketches."""
     assert list(inference.generate(small_model(), [], STEPS, batch_size=4)) == []

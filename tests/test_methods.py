@@ -378,6 +378,7 @@ def test_temporal_edges_are_no_ring():
 # All methods alike, without recorded numbers.
 
 
+@pytest.mark.slow
 @each_method
 def test_losses_fall(method, doodle_dir):
     """Thirty compiled updates with the same batch lower its loss by a tenth and more."""
@@ -396,11 +397,17 @@ def test_losses_fall(method, doodle_dir):
         assert np.isfinite(np.asarray(variable)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "sp_gra2seq"])
-def test_a_resumed_run_equals_an_uninterrupted_one(method, doodle_dir, tmp_path):
-    """To the last bit, dropout and masks included; test_train.py does it with SP-gra2seq."""
+def test_a_resumed_run_equals_an_uninterrupted_one(method, doodle_dir, tmp_path, monkeypatch):
+    """To the last bit, dropout and masks included; test_train.py does it with SP-gra2seq.
+
+    Previews, which take a while, are drawn by the uninterrupted run alone.
+    """
     options = OPTIONS[method, default_edges(method)]
     train.train(doodle_dir, tmp_path / "whole", options, workers=1)
+    assert (tmp_path / "whole" / "preview.png").exists()
+    monkeypatch.setattr(train, "draw_preview", lambda *_: np.zeros((2, 2, 3), np.uint8))
     halted = tmp_path / "halted"
     update, made = train.update, []
 
@@ -410,12 +417,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, doodle_dir, tmp_path)
             raise KeyboardInterrupt
         return update(*arguments)
 
-    train.update = interrupted
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.train(doodle_dir, halted, options, workers=1, save_minutes=0)
-    finally:
-        train.update = update
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "update", interrupted)
+        train.train(doodle_dir, halted, options, workers=1, save_minutes=0)
     assert checkpoints.read_arrays(halted / "latest.npz")[1]["updates"] == 7
     train.train(doodle_dir, halted, resume=True, workers=1)
     ours, theirs = (checkpoints.read_arrays(f / "latest.npz") for f in (halted, tmp_path / "whole"))
@@ -435,6 +439,7 @@ def trained(request, tmp_path_factory):
     return folder, hparams
 
 
+@pytest.mark.slow
 def test_sampling_and_ret(trained, doodle_dir, tmp_path):
     """Every approach of masking heals; the page shows the graph; Ret is measured."""
     model_dir, hparams = trained
@@ -480,6 +485,7 @@ def test_codes_do_not_depend_on_neighbours(trained):
             assert picture.shape == (450, 450, 3)
 
 
+@pytest.mark.slow
 @each_method
 def test_mixed_precision_agrees(method, doodle_dir):
     """Losses with products in bfloat16 are nearly those in float32, and variables stay float32."""
@@ -557,7 +563,7 @@ def test_empty_places_of_a_lattice_get_no_gradient():
 
 
 def test_options_of_other_methods_are_refused():
-    """With a line that names the option, even at its default; `auto` is nobody's."""
+    """With a line that names the option, even at its default; `auto` belongs to no method."""
     for method, traits in METHODS.items():
         for name in methods.unused_options(method):
             field = HParams.model_fields[name]
@@ -597,6 +603,7 @@ def test_a_model_of_before_is_one_of_sp_gra2seq(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_documented_way_to_add_a_method(doodle_dir, tmp_path, monkeypatch):
     """The example in docs/architecture.md, as it stands there, trains, heals and is measured."""
     text = (train.checkpoints.Path(train.__file__).parent / "docs/architecture.md").read_text()

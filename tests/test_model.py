@@ -374,6 +374,7 @@ def test_stroke_losses_stay_finite_at_extremes():
         assert np.isfinite(network.stroke_losses(outputs, targets, True)).all()
 
 
+@pytest.mark.slow
 def test_codes_do_not_depend_on_neighbours():
     """A sketch's code is its own, whatever the batch, up to 1e-4."""
     rng = np.random.default_rng(4)
@@ -409,6 +410,7 @@ def test_blank_nodes_have_one_embedding(precision):
             )
 
 
+@pytest.mark.slow
 def test_initial_weights():
     """Weights start as specified: normal, of the stated deviations; centroids at zero."""
     model = SPGra2Seq(HParams(dec_rnn_size=256))

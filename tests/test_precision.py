@@ -63,6 +63,7 @@ def assert_product(ours, a, b):
     assert (np.abs(ours.reshape(bound.shape) - a @ b) <= bound).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -93,7 +94,7 @@ def test_compiled_products(environment, tmp_path):
 
 @pytest.mark.skipif(not precision.on_cpu(), reason="a GPU's products are its own")
 def test_kernels_are_rounded_and_their_gradients_are_not():
-    """A kernel has bfloat16's digits, its gradient float32's: sums go on behind it."""
+    """A kernel has bfloat16's digits, its gradient float32's: it goes into further sums."""
     kernel, d = operands((20, 30), (20, 30))
     low = to_compute_dtype(kernel, MIXED)
     np.testing.assert_array_equal(low, rounded(kernel))

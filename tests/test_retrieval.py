@@ -98,6 +98,7 @@ def test_the_two_directions():
         assert found[way] == {top: np.mean(ranks[way] <= top) for top in (1, 7)}
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_codes_only():
     """Twice the codes take about twice the memory, and far less than all their distances."""
 

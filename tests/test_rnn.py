@@ -182,6 +182,7 @@ def test_step_by_step(kind):
         np.testing.assert_allclose(stepped, unrolled, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", (False, True))
 @pytest.mark.parametrize("kind", CELLS)
 def test_gradients(kind, dropout):
@@ -498,6 +499,7 @@ def test_compiled(kind):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_model_takes_seed_from_batch():
     """The batch's seeds reach the decoder, and the random stream is no weight of the model."""
     hparams = HParams(

@@ -17,7 +17,7 @@ from batches import WHOLE, BatchShape, evaluation_batches, training_batches
 from doodles import write_doodles
 from hparams import parse_hparams, read_config
 from model import Adam, SPGra2Seq
-from support import devices, metrics_log
+from support import devices, metrics_log, preview
 from support.backend import keras
 from support.files import UserError
 
@@ -439,4 +439,4 @@ def test_what_a_preview_shows(categories, chosen, each):
     ends = np.arange(n + 1, dtype=np.int64)
     split = dataset.Split(np.zeros((n, 3), np.float32), ends, category, ends[1:], 1.0)
     expected = [20 * c + i for c in chosen for i in range(each)]
-    assert train.previewed(split) == expected and len(expected) <= 16
+    assert preview.previewed(split) == expected and len(expected) <= 16

@@ -93,7 +93,7 @@ def through_ndarray(marker):
 
 
 def nested(marker):
-    """Behind sound sketches, inside an array in an array."""
+    """After sound sketches, inside an array in an array."""
     inner = objects([1, Calls(os.system, f"touch '{marker}'")])
     return pickle.dumps(objects([random_sketch(np.random.default_rng(0), 5), inner]), protocol=3)
 

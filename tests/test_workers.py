@@ -128,6 +128,7 @@ def _local(plan):
     return plan
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_caller():
     """Processes end with a caller that is killed, and Ctrl-C is for it alone."""
     script = (
