@@ -44,6 +44,23 @@ def to_paths(sketch: np.ndarray) -> list[np.ndarray]:
     return utils.pen_paths(sketch, start=np.zeros(2))
 
 
+def fitted_paths(sketch: np.ndarray, side: float, margin: float = MARGIN) -> list[np.ndarray]:
+    """The drawn strokes of a sketch, centred and scaled into a square as `to_picture` has them.
+
+    Args:
+        sketch: stroke-3 (n, 3).
+        side: of the square, in any unit.
+        margin: share of the side left free on each side of the strokes' centre lines.
+
+    Returns:
+        As `to_paths`, from 0 to `side`.
+
+    Raises:
+        ValueError: see `to_paths`.
+    """
+    return _fit(to_paths(sketch), side, margin)
+
+
 def to_svg(sketch: np.ndarray, side: int = SIDE, margin: float = MARGIN) -> str:
     """A sketch as a standalone SVG: one black path on white, fitted as in `to_picture`.
 
@@ -56,7 +73,7 @@ def to_svg(sketch: np.ndarray, side: int = SIDE, margin: float = MARGIN) -> str:
         ValueError: see `to_paths`.
     """
     strokes = []
-    for path in _fit(to_paths(sketch), side, margin):
+    for path in fitted_paths(sketch, side, margin):
         # Rounded before the differences are taken, so that no error adds up.
         steps = np.diff(np.rint(path * 10), axis=0, prepend=0) / 10
         strokes.append(("M%g %gl" + " %g %g" * (len(path) - 1)) % tuple(steps.ravel().tolist()))
@@ -84,7 +101,7 @@ def to_picture(sketch: np.ndarray, side: int = SIDE, margin: float = MARGIN) -> 
         ValueError: see `to_paths`.
     """
     picture = np.full((side, side), 255, np.uint8)
-    _draw_lines(picture, _fit(to_paths(sketch), side, margin), 0, _line_width(side))
+    _draw_lines(picture, fitted_paths(sketch, side, margin), 0, _line_width(side))
     return picture
 
 
@@ -180,7 +197,7 @@ def png(picture: np.ndarray) -> bytes:
     return cv2.imencode(".png", picture)[1].tobytes()
 
 
-def _fit(paths: list[np.ndarray], side: int, margin: float) -> list[np.ndarray]:
+def _fit(paths: list[np.ndarray], side: float, margin: float) -> list[np.ndarray]:
     """Centres and scales paths into a square: x and y from 0 to side, pixel 0 being [0, 1)."""
     if not paths:
         return []

@@ -7,7 +7,6 @@ import base64
 import functools
 import html
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,15 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-# Its notes on fonts and on its cache, which it writes while it is imported.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
-from matplotlib import font_manager  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ft2font import FT2Font  # noqa: E402
-
-from drawing import (  # noqa: E402
+from drawing import (
     EDGE,
     GRAPH_SIDE,
     MASKED,
@@ -37,11 +28,11 @@ from drawing import (  # noqa: E402
     to_svg,
     write_png,
 )
-from support.files import write_file  # noqa: E402
+from support.files import write_file
+from support.fonts import Figure, FigureCanvasAgg, families, showable
 
 PAGE, TEXT, RULE = (246, 246, 246), (60, 60, 60), (215, 215, 215)  # blue, green, red
 DPI = 72  # so that a font's size in points is its size in pixels
-FONT = "DejaVu Sans"  # comes with matplotlib
 MAX_NUMBERED = 30  # categories of a table that has room for numbers
 MIN_TABLE = 280  # pixels of a table's side, so that its title fits
 
@@ -158,10 +149,10 @@ def confusion_png(tables: Mapping[str, np.ndarray], names: Sequence[str]) -> byt
     side, gap = max(count * cell, MIN_TABLE), 4 * size
     width = len(tables) * (side + gap)
     figure = Figure((width / DPI, side / DPI), dpi=DPI, facecolor=_rgb(PAGE))
-    texts = [_showable(name) for name in names]
+    texts = [showable(name) for name in names]
     font = {
         "fontsize": size,
-        "family": _families("".join(texts)),
+        "family": families("".join(texts)),
         "parse_math": False,
         "textcoords": "offset points",
     }
@@ -322,47 +313,14 @@ def _write(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
 @functools.lru_cache(4096)  # captions come again and again
 def _ink(text: str, size: float) -> np.ndarray:
     """A line of text as ink from 0 to 1, (2 * size, its width), its small letters in the middle."""
-    text = _showable(text)
+    text = showable(text)
     figure = Figure(dpi=DPI)
     canvas = FigureCanvasAgg(figure)
-    line = figure.text(0, 0.35, text, fontsize=size, family=_families(text), parse_math=False)
+    line = figure.text(0, 0.35, text, fontsize=size, family=families(text), parse_math=False)
     width = line.get_window_extent(canvas.get_renderer()).width
     figure.set_size_inches((int(width) + 2) / DPI, round(2 * size) / DPI)
     canvas.draw()
     return 1 - np.asarray(canvas.buffer_rgba())[..., 0] / 255
-
-
-def _showable(text: str) -> str:
-    """The text on one line; a character that no font has is shown as its number, U+706B."""
-    return "".join(c if _family(c) else f"U+{ord(c):04X}" for c in " ".join(text.split()))
-
-
-def _families(text: str) -> list[str]:
-    """The fonts that a text needs."""
-    return list(dict.fromkeys([FONT, *filter(None, map(_family, text))]))
-
-
-@functools.cache
-def _family(character: str) -> str | None:
-    """A font that has a character: matplotlib's own or, failing that, one of this machine's."""
-    own = font_manager.findfont(FONT)
-    for path in (own, *_system_fonts()):
-        try:
-            font = FT2Font(path)
-        except (OSError, RuntimeError):  # damaged, or of a kind that matplotlib can't draw
-            continue
-        if font.scalable and font.get_char_index(ord(character)):
-            if path != own:
-                font_manager.fontManager.addfont(path)
-            return font.family_name
-    return None
-
-
-@functools.cache
-def _system_fonts() -> list[str]:
-    """Font files of this machine, those in plain style first."""
-    paths = sorted(font_manager.findSystemFonts())
-    return sorted(paths, key=lambda path: "regular" not in path.lower())
 
 
 def _rgb(colour: Colour) -> np.ndarray:

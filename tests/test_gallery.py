@@ -13,6 +13,7 @@ import drawing
 import gallery
 import utils
 from gallery import Example
+from support import fonts
 
 LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
 
@@ -111,7 +112,7 @@ def band(page, example_side=225):
 def test_captions_in_any_script(monkeypatch):
     """Letters are drawn as they are; what no font has is shown as its code point, never as ?."""
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
-    gallery._system_fonts.cache_clear(), gallery._family.cache_clear(), gallery._ink.cache_clear()
+    [cache.cache_clear() for cache in (fonts._system_fonts, fonts._family, gallery._ink)]
 
     def caption(name):
         return band(gallery.gallery([Example(name, 1, LINE)]))
@@ -120,7 +121,7 @@ def test_captions_in_any_script(monkeypatch):
         assert (caption(name)[:, :90] != caption(other)[:, :90]).any(), name
     np.testing.assert_array_equal(caption("火"), caption("U+706B"))
     np.testing.assert_array_equal(caption("two\nlines"), caption("two lines"))
-    gallery._family.cache_clear()
+    fonts._family.cache_clear()
 
 
 @pytest.mark.filterwarnings("error")
@@ -129,14 +130,14 @@ def test_fonts_of_the_machine_fill_in(monkeypatch, tmp_path):
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
     with_cyrillic = font_manager.findfont("DejaVu Sans")
     only_latin = font_manager.findfont("cmr10")
-    fonts = [str(tmp_path / "damaged.ttf"), with_cyrillic]
-    monkeypatch.setattr(gallery, "FONT", "cmr10")
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: fonts)
-    caches = gallery._system_fonts, gallery._family, gallery._ink
+    paths = [str(tmp_path / "damaged.ttf"), with_cyrillic]
+    monkeypatch.setattr(fonts, "FONT", "cmr10")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: paths)
+    caches = fonts._system_fonts, fonts._family, gallery._ink
     [cache.cache_clear() for cache in caches]
-    assert gallery._families("fox") == ["cmr10"] and only_latin != with_cyrillic
-    assert gallery._families("лис a") == ["cmr10", "DejaVu Sans"]
-    assert gallery._showable("лис 火") == "лис U+706B"
+    assert fonts.families("fox") == ["cmr10"] and only_latin != with_cyrillic
+    assert fonts.families("лис a") == ["cmr10", "DejaVu Sans"]
+    assert fonts.showable("лис 火") == "лис U+706B"
     assert gallery._ink("лис", 20).max() > 0.8
     [cache.cache_clear() for cache in caches]
 
