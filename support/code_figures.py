@@ -1,0 +1,133 @@
+"""Figures of codes: where they lie, and what is drawn from codes between and beside them."""
+
+import math
+
+import numpy as np
+
+import inference
+from support import code_space
+from support.figure_material import Figure, Material
+from support.plots import GREY, SMALL, WIDE, Page, colour
+
+THUMBNAILS = 40  # on the plane of codes, at most
+PAIRS, STEPS, ANALOGIES = 6, 10, 3
+
+
+def draw_codes(material: Material) -> Figure:
+    """The codes on a plane, coloured by category, with some of the sketches."""
+    codes, labels = material.codes, material.labels
+    points = code_space.plane(codes, material.seed)
+    silhouette = code_space.silhouette(codes, labels)
+    k, accuracy = min(code_space.NEIGHBOURS, len(codes) - 1), math.nan
+    if len(np.unique(labels)) > 1:
+        accuracy = code_space.neighbour_accuracy(codes, labels, k)
+    page = Page(WIDE, 5.3)
+    page.text(0.05, 0.1, f"Codes of {material.scope}; PCA, then t-SNE.")
+    page.text(
+        0.05,
+        0.25,
+        f"In the space of codes: silhouette by category {_number(silhouette)}; the {k} nearest "
+        f"neighbours tell the category of {_number(100 * accuracy, ' %')} (leave-one-out).",
+    )
+    left, top, width, height, side = 0.05, 0.4, 5.6, 4.85, 0.36
+    low, extent = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
+    room = np.array([width, height]) - side
+    scale = (room / extent).min()
+    places = (points - low) * scale + (room - scale * extent + side) / 2 + (left, top)
+    page.points(places, labels)
+    shown = code_space.spread_out(places, 1.25 * side, THUMBNAILS, material.seed)
+    for i in shown:
+        x, y = places[i] - side / 2
+        page.thumbnail(x, y, side, material.sketch(i), colour(labels[i]))
+    page.legend(5.85, 0.6, top + height, material.names)
+    numbers = {"codes": codes, "plane": points, "labels": labels, "thumbnails": np.array(shown)}
+    return page, numbers | {"silhouette": silhouette, "neighbours": k, "accuracy": accuracy}
+
+
+def draw_interpolation(material: Material) -> Figure:
+    """Sketches drawn on the way from one code to another, and from sums of codes."""
+    labels, codes = material.labels, material.codes
+    pairs = code_space.choose_pairs(labels, PAIRS, material.seed)
+    ways = np.stack([code_space.slerp(codes[a], codes[b], STEPS) for a, b in pairs])
+    triples = _triples(labels, material.seed)
+    sums = np.stack([codes[a].astype(np.float64) - codes[b] + codes[c] for a, b, c in triples])
+    wanted = {(0, *place): ways[place] for place in np.ndindex(ways.shape[:2])}
+    wanted |= {(1, i, 0): code for i, code in enumerate(sums)}
+    drawn = {
+        found.key: found.sketch
+        for found in inference.generate(
+            material.model,
+            ((key, code.astype(np.float32)) for key, code in wanted.items()),
+            material.steps,
+            greedy=True,
+            seed=material.seed,
+            batch_size=32,
+        )
+    }
+    cell, gap, line = 0.52, 0.05, 0.15
+    step = (WIDE - 0.1) / (STEPS + 2)
+    page = Page(WIDE, 0.5 + (len(pairs) + 1) * (cell + line + gap) + 0.2)
+    page.text(
+        0.05,
+        0.1,
+        f"Spherical interpolation between the codes of two sketches (left and right, framed), in "
+        f"{STEPS} steps, each drawn greedily.",
+    )
+    page.text(0.05, 0.25, f"Pairs chosen by chance among {material.scope}.")
+
+    def original(x, y, i):
+        page.sketch(x, y, cell, material.sketch(i))
+        page.frame(x, y, cell, colour(labels[i]), 1)
+
+    for row, (a, b) in enumerate(pairs):
+        y = 0.4 + row * (cell + line + gap)
+        names = f"{material.names[labels[a]]} → {material.names[labels[b]]}"
+        page.text(0.05, y + line / 2, names, SMALL, room=WIDE - 0.1, color=GREY)
+        original(0.05, y + line, a)
+        original(0.05 + (STEPS + 1) * step, y + line, b)
+        for column in range(STEPS):
+            x = 0.05 + (1 + column) * step
+            page.sketch(x, y + line, cell, drawn[0, row, column])
+    y = 0.4 + len(pairs) * (cell + line + gap) + 0.08
+    page.text(0.05, y, "Sums of codes: a − b + c, drawn greedily.")
+    y += 0.12
+    wide = WIDE / ANALOGIES
+    for i, triple in enumerate(triples):
+        for column, (j, sign) in enumerate(zip(triple, "−+=", strict=True)):
+            x = 0.05 + i * wide + column * wide / 4.1
+            original(x, y, j)
+            page.text(x + (cell + wide / 4.1) / 2, y + cell / 2, sign, 9, ha="center")
+        page.sketch(0.05 + i * wide + 3 * wide / 4.1, y, cell, drawn[1, i, 0])
+    strokes = [drawn[key] for key in wanted]
+    return page, {
+        "pairs": np.array(pairs),
+        "codes": ways,
+        "analogies": np.array(triples),
+        "analogy_codes": sums,
+        "strokes": np.concatenate([sketch.reshape(-1, 3) for sketch in strokes]),
+        "stroke_ends": np.cumsum([0, *map(len, strokes)]),
+    }
+
+
+def _triples(labels: np.ndarray, seed: int) -> list[tuple[int, int, int]]:
+    """a, b and c: where possible, a of one category, b and c of another."""
+    pairs = [
+        (b, c)
+        for b, c in code_space.choose_pairs(labels, 2 * ANALOGIES, seed + 1)
+        if labels[b] == labels[c]
+    ] or code_space.choose_pairs(labels, ANALOGIES, seed + 1)
+    rng = np.random.default_rng([seed, 1])
+    triples = []
+    for b, c in pairs[:ANALOGIES]:
+        others = np.setdiff1d(np.arange(len(labels)), [b, c, *[a for a, _, _ in triples]])
+        different = others[labels[others] != labels[b]]
+        if len(others):
+            triples.append((int(rng.choice(different if len(different) else others)), b, c))
+    return triples
+
+
+def _number(value: float, unit: str = "") -> str:
+    """Two decimals, or one of a percentage; n/a for NaN."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.1f}{unit}" if unit else f"{value:.2f}"

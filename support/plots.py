@@ -1,0 +1,191 @@
+"""Pages for print: sketches, patches and text placed by inches; PNG and PDF whose bytes repeat."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+import utils
+from drawing import fitted_paths
+from hparams import HParams
+from support.files import write_file
+from support.fonts import Figure, families, showable
+
+# isort: split
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
+
+WIDE = 7.0  # inches: two columns of an article
+DPI = 300  # of the PNG
+SMALL, NORMAL = 6.0, 7.0  # points
+GREY, LIGHT = "0.35", "0.8"
+# Okabe and Ito's colours, which the colour-blind tell apart; black comes last of them.
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+    "#F0E442",
+    "#000000",
+)
+MARKERS = "os^DvPX*"
+RIGHT = "#D55E00"  # frame of what is right
+
+
+def colour(category: int) -> str:
+    """A category's colour; every eighth has the same, but see `marker`."""
+    return COLOURS[category % len(COLOURS)]
+
+
+def marker(category: int) -> str:
+    """A category's marker, of matplotlib's: one for each eight categories."""
+    return MARKERS[category // len(COLOURS) % len(MARKERS)]
+
+
+class Page:
+    """A white page; places are in inches from its left and its top, sizes of text in points.
+
+    Args:
+        width: in inches.
+        height: in inches.
+    """
+
+    def __init__(self, width: float, height: float):
+        self.width, self.height = width, height
+        self.figure = Figure((width, height), dpi=DPI, facecolor="white")
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        self.axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float = NORMAL,
+        *,
+        ha: str = "left",
+        va: str = "center",
+        room: float | None = None,
+        **options,
+    ) -> None:
+        """Text in any script, its line breaks kept; a line longer than `room` inches is cut."""
+        lines = [showable(line) for line in text.split("\n")]
+        if room is not None:  # a letter is about 0.6 of its size wide
+            most = max(4, int(room * 72 / (0.6 * size)))
+            lines = [line if len(line) <= most else line[: most - 1] + "…" for line in lines]
+        text = "\n".join(lines)
+        options = {"family": families(text), "parse_math": False, "linespacing": 1.15} | options
+        self.axes.text(x, y, text, fontsize=size, ha=ha, va=va, **options)
+
+    def frame(self, x: float, y: float, side: float, paint: str = LIGHT, width: float = 0.4):
+        """A square's outline, `width` in points."""
+        square = Rectangle((x, y), side, side, fill=False, edgecolor=paint, linewidth=width)
+        self.axes.add_patch(square).set_zorder(5)
+
+    def bar(self, x: float, y: float, length: float, height: float, shares: Sequence[float]):
+        """Shares of categories side by side, in their colours."""
+        ends = length * np.cumsum([0, *shares])
+        for category, share in enumerate(shares):
+            if share:
+                place = (x + ends[category], y)
+                box = Rectangle(place, length * share, height, color=colour(category), linewidth=0)
+                self.axes.add_patch(box)
+
+    def picture(self, x: float, y: float, side: float, ink: np.ndarray, strength: float = 1.0):
+        """A square picture, uint8 (S, S), 255 being ink."""
+        extent = (x, x + side, y + side, y)
+        self.axes.imshow(
+            255 - (strength * ink).astype(np.uint8),
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            extent=extent,
+            aspect="auto",
+            interpolation="antialiased",
+            interpolation_stage="data",
+        )
+
+    def sketch(
+        self, x: float, y: float, side: float, sketch: np.ndarray, paint: str = "black", **options
+    ) -> None:
+        """A sketch, stroke-3 (n, 3), fitted into a square as in `drawing.to_picture`."""
+        paths = [path + (x, y) for path in fitted_paths(sketch, side)]
+        options = {"linewidth": 0.25 + side, "capstyle": "round", "joinstyle": "round"} | options
+        self.axes.add_collection(LineCollection(paths, colors=paint, **options), autolim=False)
+
+    def thumbnail(self, x: float, y: float, side: float, sketch: np.ndarray, paint: str) -> None:
+        """A framed sketch on top of all else, which shows through a little."""
+        box = Rectangle((x, y), side, side, facecolor="white", alpha=0.85, linewidth=0, zorder=3)
+        self.axes.add_patch(box)
+        self.sketch(x, y, side, sketch, zorder=4)
+        self.frame(x, y, side, paint, 1)
+
+    def numbered(
+        self,
+        x: float,
+        y: float,
+        side: float,
+        sketch: np.ndarray,
+        hparams: HParams,
+        places: np.ndarray,
+    ) -> None:
+        """A sketch in grey, with numbers (from 1) at the centres of some of its patches."""
+        canvas, centers = utils.draw(sketch, hparams.drawing_size)
+        self.picture(x, y, side, canvas, 0.3)
+        scale = side / len(canvas)
+        for place in places.tolist():
+            at = (x, y) + (centers[place] + 0.5) * scale
+            self.text(*at, str(place + 1), SMALL, ha="center", weight="bold", zorder=6)
+
+    def names_in_row(self, x: float, y: float, categories: dict[str, int]) -> None:
+        """Names of categories side by side, each after its colour, as many as there is room for."""
+        for name, category in categories.items():
+            length = 0.22 + 0.055 * len(showable(name))
+            if x + length > self.width - 0.1:
+                self.text(x, y, "…", SMALL)
+                break
+            self.axes.scatter(x + 0.04, y, s=14, c=colour(category), marker="s", linewidths=0)
+            self.text(x + 0.12, y, name, SMALL)
+            x += length
+
+    def points(self, xy: np.ndarray, categories: np.ndarray) -> None:
+        """Points (N, 2), each in its category's colour and with its marker."""
+        order = np.random.default_rng(0).permutation(len(xy))  # no category covers all others
+        for kind in np.unique(categories // len(COLOURS)):
+            here = order[categories[order] // len(COLOURS) == kind]
+            paints = [colour(c) for c in categories[here]]
+            shape = marker(kind * len(COLOURS))
+            self.axes.scatter(*xy[here].T, s=7, c=paints, marker=shape, linewidths=0, alpha=0.8)
+
+    def legend(self, x: float, y: float, bottom: float, names: Sequence[str]) -> None:
+        """The names of categories below one another, as many as there is room for."""
+        step = 0.17 if y + 0.17 * len(names) <= bottom else 0.12
+        most = int((bottom - y) / step)
+        shown = list(names) if len(names) <= most else list(names[: most - 1])
+        size = NORMAL if step > 0.15 else SMALL
+        for c, name in enumerate(shown):
+            self.axes.scatter(x, y + c * step, s=14, c=colour(c), marker=marker(c), linewidths=0)
+            self.text(x + 0.1, y + c * step, name, size, room=self.width - x - 0.12)
+        if len(shown) < len(names):
+            more = f"and {len(names) - len(shown)} more"
+            self.text(x + 0.1, y + len(shown) * step, more, size, color=GREY)
+
+    def write(self, stem: Path) -> list[Path]:
+        """Writes PNG and PDF, without dates or versions; the fonts of the PDF are TrueType."""
+        nothing = {
+            "png": {"Software": None},
+            "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
+        }
+        paths = []
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            for ending, metadata in nothing.items():
+                file = io.BytesIO()
+                self.figure.savefig(file, format=ending, dpi=DPI, metadata=metadata)
+                paths.append(stem.with_suffix(f".{ending}"))
+                write_file(paths[-1], file.getvalue())
+        return paths
