@@ -21,7 +21,12 @@ def draw_codes(material: Material) -> Figure:
     k, accuracy = min(code_space.NEIGHBOURS, len(codes) - 1), math.nan
     if len(np.unique(labels)) > 1:
         accuracy = code_space.neighbour_accuracy(codes, labels, k)
-    page = Page(WIDE, 5.3)
+    left, top, side, room = 0.05, 0.4, 0.34, 5.6
+    low, extent = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
+    scale = (room - side) / extent.max()
+    bottom = max(top + scale * extent[1] + side, 2.5)
+    places = (points - low) * scale + side / 2 + (left, top)
+    page = Page(WIDE, bottom + 0.05)
     page.text(0.05, 0.1, f"Codes of {material.scope}; PCA, then t-SNE.")
     page.text(
         0.05,
@@ -29,17 +34,12 @@ def draw_codes(material: Material) -> Figure:
         f"In the space of codes: silhouette by category {_number(silhouette)}; the {k} nearest "
         f"neighbours tell the category of {_number(100 * accuracy, ' %')} (leave-one-out).",
     )
-    left, top, width, height, side = 0.05, 0.4, 5.6, 4.85, 0.36
-    low, extent = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
-    room = np.array([width, height]) - side
-    scale = (room / extent).min()
-    places = (points - low) * scale + (room - scale * extent + side) / 2 + (left, top)
     page.points(places, labels)
-    shown = code_space.spread_out(places, 1.25 * side, THUMBNAILS, material.seed)
+    shown = code_space.spread_out(places, 1.6 * side, THUMBNAILS, material.seed)
     for i in shown:
         x, y = places[i] - side / 2
         page.thumbnail(x, y, side, material.sketch(i), colour(labels[i]))
-    page.legend(5.85, 0.6, top + height, material.names)
+    page.legend(5.85, 0.6, bottom, material.names)
     numbers = {"codes": codes, "plane": points, "labels": labels, "thumbnails": np.array(shown)}
     return page, numbers | {"silhouette": silhouette, "neighbours": k, "accuracy": accuracy}
 
@@ -66,7 +66,7 @@ def draw_interpolation(material: Material) -> Figure:
     }
     cell, gap, line = 0.52, 0.05, 0.15
     step = (WIDE - 0.1) / (STEPS + 2)
-    page = Page(WIDE, 0.5 + (len(pairs) + 1) * (cell + line + gap) + 0.2)
+    page = Page(WIDE, 1.05 + len(pairs) * (cell + line + gap))
     page.text(
         0.05,
         0.1,
@@ -75,29 +75,29 @@ def draw_interpolation(material: Material) -> Figure:
     )
     page.text(0.05, 0.25, f"Pairs chosen by chance among {material.scope}.")
 
-    def original(x, y, i):
-        page.sketch(x, y, cell, material.sketch(i))
-        page.frame(x, y, cell, colour(labels[i]), 1)
+    def original(x, y, side, i):
+        page.sketch(x, y, side, material.sketch(i))
+        page.frame(x, y, side, colour(labels[i]), 1)
 
     for row, (a, b) in enumerate(pairs):
         y = 0.4 + row * (cell + line + gap)
         names = f"{material.names[labels[a]]} → {material.names[labels[b]]}"
         page.text(0.05, y + line / 2, names, SMALL, room=WIDE - 0.1, color=GREY)
-        original(0.05, y + line, a)
-        original(0.05 + (STEPS + 1) * step, y + line, b)
+        original(0.05, y + line, cell, a)
+        original(0.05 + (STEPS + 1) * step, y + line, cell, b)
         for column in range(STEPS):
             x = 0.05 + (1 + column) * step
             page.sketch(x, y + line, cell, drawn[0, row, column])
     y = 0.4 + len(pairs) * (cell + line + gap) + 0.08
     page.text(0.05, y, "Sums of codes: a − b + c, drawn greedily.")
     y += 0.12
-    wide = WIDE / ANALOGIES
+    wide, step, cell = WIDE / ANALOGIES, 0.56, 0.44
     for i, triple in enumerate(triples):
+        left = 0.05 + i * wide
         for column, (j, sign) in enumerate(zip(triple, "−+=", strict=True)):
-            x = 0.05 + i * wide + column * wide / 4.1
-            original(x, y, j)
-            page.text(x + (cell + wide / 4.1) / 2, y + cell / 2, sign, 9, ha="center")
-        page.sketch(0.05 + i * wide + 3 * wide / 4.1, y, cell, drawn[1, i, 0])
+            original(left + column * step, y, cell, j)
+            page.text(left + column * step + (step + cell) / 2, y + cell / 2, sign, 8, ha="center")
+        page.sketch(left + 3 * step, y, cell, drawn[1, i, 0])
     strokes = [drawn[key] for key in wanted]
     return page, {
         "pairs": np.array(pairs),

@@ -147,11 +147,11 @@ def _draw_links(
     for block, s in enumerate(shown):
         top = y + 0.12 + block * BLOCK
         items = list(found[s].items())
-        graph_page = [i for i, _ in items]
-        page.numbered(0.05, top, 0.84, material.sketch(s), hparams, places[graph_page])
         kept = items[: 2 * per_row]
-        rest = f"{len(kept)} of {len(items)} patches" if len(kept) < len(items) else ""
-        page.text(0.05, top + 0.9, f"{material.names[material.labels[s]]} {rest}", SMALL, room=1.0)
+        page.numbered(0.05, top, 0.7, material.sketch(s), hparams, places[[i for i, _ in kept]])
+        count = f"{len(kept)} of {len(items)}" if len(kept) < len(items) else f"{len(items)}"
+        text = f"{material.names[material.labels[s]]}\n{count} patches"
+        page.text(0.05, top + 0.84, text, SMALL, room=0.95)
         for n, (i, links) in enumerate(kept):
             x, row_y = left + n % per_row * group, top + n // per_row * 0.47
             step = CELL - 0.02 + GAP

@@ -8,6 +8,7 @@ from absl import flags
 
 import convert
 import download
+import figures
 import import_checkpoint
 import recognition
 import retrieval
@@ -26,7 +27,7 @@ def test_every_option_is_in_the_table():
     assert "\n".join(rows) in COMMANDS
 
 
-SCRIPTS = [train, sample, retrieval, recognition, import_checkpoint, convert, download]
+SCRIPTS = [train, sample, retrieval, recognition, figures, import_checkpoint, convert, download]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
