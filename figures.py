@@ -187,7 +187,7 @@ def draw_retrieval(material: Material, samples: Samples, workers: int | None) ->
         codes[shown, None].astype(np.float64) - material.codes[None].astype(np.float64)
     ).mean(axis=2)
     nearest = np.argsort(distances, axis=1, kind="stable")[:, :count]
-    corrupted, note = _corrupted(material, samples, [queries[i] for i in shown])
+    corrupted, note = _corrupted(samples, [queries[i] for i in shown])
 
     left, cell, line = 0.72, 0.45, 0.47
     step = (WIDE - left - 0.15) / (count + 3)
@@ -233,41 +233,54 @@ def draw_retrieval(material: Material, samples: Samples, workers: int | None) ->
     }
 
 
-def _corrupted(
-    material: Material, samples: Samples, queries: list[int]
-) -> tuple[list[np.ndarray], str]:
+def _corrupted(samples: Samples, queries: list[int]) -> tuple[list[np.ndarray], str]:
     """What sample.py encoded of some sketches, ink 255, framed like the originals.
 
     Returns:
         uint8 (S, S) each, or none where that isn't known; and then why, for the title.
     """
-    metadata, hparams = samples.metadata, samples.hparams
+    metadata = samples.metadata
     if metadata.prob is None:
         return [], "; what was erased is not known"
+    given = metadata.random_seed_sha256
+    if given is not None and given != file_sha256(RANDOM_SEED):
+        return [], "; what was erased followed from another random_seed and is not shown"
     members = samples.members[queries].tolist()
-    seeds = None
-    if metadata.prob > 0 and metadata.masking in OWN_SEEDS:
-        number = dataset.SPLITS.index(metadata.split)
-        keys = [(number, *samples.split.key(member)) for member in members]
-        seeds = own_seeds(hparams, metadata.masking, metadata.seed, keys)
-    elif metadata.prob > 0:
-        if metadata.random_seed_sha256 != file_sha256(RANDOM_SEED):
-            return [], "; what was erased followed from another --random_seed, not shown"
-        plan = make_plan(
-            samples.split,
-            hparams,
-            metadata.num_per_category,
-            tuple(metadata.categories),
-            metadata.prob,
-            RANDOM_SEED,
-        )
-        seeds = [plan.seeds[plan.members.index(member)] for member in members]
     originals = [samples.split.sketch(member) for member in members]
     _, made = batches.make_graphs(
-        originals, hparams, mask_prob=metadata.prob, seeds=seeds, masking=metadata.masking
+        originals,
+        samples.hparams,
+        mask_prob=metadata.prob,
+        seeds=seeds_of(samples, members),
+        masking=metadata.masking,
     )
     pairs = zip(made, originals, strict=True)
     return [255 - canvas_picture(graph.picture, 300, sketch) for graph, sketch in pairs], ""
+
+
+def seeds_of(samples: Samples, members: list[int]) -> list[np.ndarray] | None:
+    """The numbers that decided what sample.py erased of some sketches; None: nothing was.
+
+    Args:
+        samples: whose metadata are known, and whose numbers come from RANDOM_SEED.
+        members: positions in the samples' split.
+    """
+    metadata, hparams = samples.metadata, samples.hparams
+    if metadata.prob == 0:
+        return None
+    if metadata.masking in OWN_SEEDS:
+        number = dataset.SPLITS.index(metadata.split)
+        keys = [(number, *samples.split.key(member)) for member in members]
+        return own_seeds(hparams, metadata.masking, metadata.seed, keys)
+    plan = make_plan(
+        samples.split,
+        hparams,
+        metadata.num_per_category,
+        tuple(metadata.categories),
+        metadata.prob,
+        RANDOM_SEED,
+    )
+    return [plan.seeds[plan.members.index(member)] for member in members]
 
 
 FIGURES = {

@@ -32,7 +32,8 @@ def plane(codes: np.ndarray, seed: int) -> np.ndarray:
     """
     codes = np.asarray(codes, np.float64)
     with threadpool_limits(1):
-        fewer = PCA(min(COMPONENTS, *codes.shape), svd_solver="full").fit_transform(codes)
+        with np.errstate(invalid="ignore"):  # of codes that are all equal, shares of no variance
+            fewer = PCA(min(COMPONENTS, *codes.shape), svd_solver="full").fit_transform(codes)
         # Its own start, the first two components, takes two; PCA's sign and order are fixed.
         start = np.zeros((len(fewer), 2))
         start[:, : fewer.shape[1]] = fewer[:, :2]

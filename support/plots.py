@@ -57,6 +57,7 @@ class Page:
     def __init__(self, width: float, height: float):
         self.width, self.height = width, height
         self.figure = Figure((width, height), dpi=DPI, facecolor="white")
+        self.figure.suppressComposite = True  # pictures stay apart in the PDF: sharp, and faster
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
         self.axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
