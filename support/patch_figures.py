@@ -8,6 +8,7 @@ import numpy as np
 from support import code_space
 from support.backend import ops
 from support.figure_material import Figure, Material
+from support.files import UserError
 from support.plots import GREY, SMALL, WIDE, Page, colour
 
 CLUSTERS_SHOWN = 20  # in two columns
@@ -24,7 +25,12 @@ def draw_synonyms(material: Material) -> Figure:
     """What the clusters of patches show, and which patches are linked.
 
     A patch that shows no ink counts nowhere. Without clusters of the model, k-means finds some.
+
+    Raises:
+        UserError: no patch shows ink.
     """
+    if not material.patches:
+        raise UserError("figures: synonyms can't be drawn: no patch of these sketches shows ink")
     owners, places = np.array(material.patches).T
     kinds = material.labels[owners]
     centroids, made = _centroids(material)
@@ -47,7 +53,9 @@ def draw_synonyms(material: Material) -> Figure:
             for measure in (code_space.purity, code_space.mutual_information)
         )
         least = code_space.purity(np.zeros_like(cluster), labels)
-        said.append(f"{what}: purity {purity:.2f} (at least {least:.2f}), NMI {information:.3f}")
+        said.append(
+            f"{what}: purity {purity:.2f} (one cluster: {least:.2f}), NMI {information:.3f}"
+        )
         measures |= {f"purity_{name}": purity, f"least_purity_{name}": least}
         measures[f"nmi_{name}"] = information
 
@@ -59,8 +67,8 @@ def draw_synonyms(material: Material) -> Figure:
     page.text(
         0.05,
         0.25,
-        f"{len(nearest)} of the {len(there)} clusters that have patches, with their sizes: those "
-        "nearest to the centroid, one of a sketch, categories in turn.",
+        f"{len(nearest)} of {len(there)} clusters with patches, largest first: size, patches "
+        "nearest to the centroid (one of a sketch, categories in turn), shares of categories.",
     )
     page.text(0.05, 0.4, f"Clusters and {'; '.join(said)}.")
     page.names_in_row(0.05, 0.55, {material.names[k]: int(k) for k in np.unique(kinds)})

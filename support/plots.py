@@ -22,16 +22,8 @@ DPI = 300  # of the PNG
 SMALL, NORMAL = 6.0, 7.0  # points
 GREY, LIGHT = "0.35", "0.8"
 # Okabe and Ito's colours, which the colour-blind tell apart; black comes last of them.
-COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#56B4E9",
-    "#CC79A7",
-    "#F0E442",
-    "#000000",
-)
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")
+COLOURS += ("#56B4E9", "#CC79A7", "#F0E442", "#000000")
 MARKERS = "os^DvPX*"
 RIGHT = "#D55E00"  # frame of what is right
 
@@ -83,12 +75,16 @@ class Page:
         options = {"family": families(text), "parse_math": False, "linespacing": 1.15} | options
         self.axes.text(x, y, text, fontsize=size, ha=ha, va=va, **options)
 
-    def frame(self, x: float, y: float, side: float, paint: str = LIGHT, width: float = 0.4):
+    def frame(
+        self, x: float, y: float, side: float, paint: str = LIGHT, width: float = 0.4
+    ) -> None:
         """A square's outline, `width` in points."""
         square = Rectangle((x, y), side, side, fill=False, edgecolor=paint, linewidth=width)
         self.axes.add_patch(square).set_zorder(5)
 
-    def bar(self, x: float, y: float, length: float, height: float, shares: Sequence[float]):
+    def bar(
+        self, x: float, y: float, length: float, height: float, shares: Sequence[float]
+    ) -> None:
         """Shares of categories side by side, in their colours."""
         ends = length * np.cumsum([0, *shares])
         for category, share in enumerate(shares):
@@ -97,7 +93,9 @@ class Page:
                 box = Rectangle(place, length * share, height, color=colour(category), linewidth=0)
                 self.axes.add_patch(box)
 
-    def picture(self, x: float, y: float, side: float, ink: np.ndarray, strength: float = 1.0):
+    def picture(
+        self, x: float, y: float, side: float, ink: np.ndarray, strength: float = 1.0
+    ) -> None:
         """A square picture, uint8 (S, S), 255 being ink."""
         extent = (x, x + side, y + side, y)
         self.axes.imshow(
