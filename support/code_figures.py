@@ -51,29 +51,22 @@ def draw_interpolation(material: Material) -> Figure:
     ways = np.stack([code_space.slerp(codes[a], codes[b], STEPS) for a, b in pairs])
     triples = _triples(labels, material.seed)
     sums = np.stack([codes[a].astype(np.float64) - codes[b] + codes[c] for a, b, c in triples])
-    wanted = {(0, *place): ways[place] for place in np.ndindex(ways.shape[:2])}
-    wanted |= {(1, i, 0): code for i, code in enumerate(sums)}
-    drawn = {
-        found.key: found.sketch
-        for found in inference.generate(
-            material.model,
-            ((key, code.astype(np.float32)) for key, code in wanted.items()),
-            material.steps,
-            greedy=True,
-            seed=material.seed,
-            batch_size=32,
-        )
-    }
+    drawn = _draw(material, [*ways.reshape(-1, ways.shape[2]), *sums])
     cell, gap, line = 0.52, 0.05, 0.15
     step = (WIDE - 0.1) / (STEPS + 2)
     page = Page(WIDE, 1.05 + len(pairs) * (cell + line + gap))
     page.text(
         0.05,
         0.1,
-        f"Spherical interpolation between the codes of two sketches (left and right, framed), in "
-        f"{STEPS} steps, each drawn greedily.",
+        f"Spherical interpolation between the codes of two sketches (left and right, framed): "
+        f"what is drawn from {STEPS} codes.",
     )
-    page.text(0.05, 0.25, f"Pairs chosen by chance among {material.scope}.")
+    page.text(
+        0.05,
+        0.25,
+        f"Pairs by chance among {material.scope}. Temperature "
+        f"{inference.DEFAULT_TEMPERATURE}, the same random numbers for all.",
+    )
 
     def original(x, y, side, i):
         page.sketch(x, y, side, material.sketch(i))
@@ -87,9 +80,9 @@ def draw_interpolation(material: Material) -> Figure:
         original(0.05 + (STEPS + 1) * step, y + line, cell, b)
         for column in range(STEPS):
             x = 0.05 + (1 + column) * step
-            page.sketch(x, y + line, cell, drawn[0, row, column])
+            page.sketch(x, y + line, cell, drawn[row * STEPS + column])
     y = 0.4 + len(pairs) * (cell + line + gap) + 0.08
-    page.text(0.05, y, "Sums of codes: a − b + c, drawn greedily.")
+    page.text(0.05, y, "Sums of codes: a − b + c.")
     y += 0.12
     wide, step, cell = WIDE / ANALOGIES, 0.56, 0.44
     for i, triple in enumerate(triples):
@@ -97,16 +90,30 @@ def draw_interpolation(material: Material) -> Figure:
         for column, (j, sign) in enumerate(zip(triple, "−+=", strict=True)):
             original(left + column * step, y, cell, j)
             page.text(left + column * step + (step + cell) / 2, y + cell / 2, sign, 8, ha="center")
-        page.sketch(left + 3 * step, y, cell, drawn[1, i, 0])
-    strokes = [drawn[key] for key in wanted]
+        page.sketch(left + 3 * step, y, cell, drawn[len(pairs) * STEPS + i])
     return page, {
         "pairs": np.array(pairs),
         "codes": ways,
         "analogies": np.array(triples),
         "analogy_codes": sums,
-        "strokes": np.concatenate([sketch.reshape(-1, 3) for sketch in strokes]),
-        "stroke_ends": np.cumsum([0, *map(len, strokes)]),
+        "strokes": np.concatenate(drawn),
+        "stroke_ends": np.cumsum([0, *map(len, drawn)]),
     }
+
+
+def _draw(material: Material, codes: list[np.ndarray]) -> list[np.ndarray]:
+    """A sketch from each code, stroke-3 (n, 3), n >= 0; only their codes make them differ."""
+    codes = [code.astype(np.float32) for code in codes]
+    # One key for all: they get the same random numbers.
+    made = inference.generate(
+        material.model,
+        (((0,), code) for code in codes),
+        material.steps,
+        seed=material.seed,
+        batch_size=32,
+    )
+    of_code = {found.code.tobytes(): found.sketch for found in made}
+    return [of_code[code.tobytes()] for code in codes]
 
 
 def _triples(labels: np.ndarray, seed: int) -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ from support.plots import GREY, SMALL, WIDE, Page, colour
 CLUSTERS_SHOWN = 20  # in two columns
 MEMBERS_SHOWN = 8  # of a cluster
 SKETCHES_SHOWN = 3  # of which linked patches are shown
-LINKS_SHOWN = 3  # of a patch
+LINKS_SHOWN = 4  # of a patch
 PARTS = 5  # of the order of drawing, that clusters are compared with
 CELL, GAP = 0.33, 0.035  # inches: a patch, and between two
 BLOCK = 1.02  # height of a sketch's linked patches, two rows of them
@@ -62,7 +62,7 @@ def draw_synonyms(material: Material) -> Figure:
     half = math.ceil(len(nearest) / 2)
     shown = _choose(material, owners)
     bottom = 0.72 + half * (CELL + 0.1)
-    page = Page(WIDE, bottom + 0.4 + len(shown) * BLOCK)
+    page = Page(WIDE, bottom + 0.15 + len(shown) * BLOCK)
     page.text(0.05, 0.1, f"{len(owners):,} patches of {material.scope}; {made}.")
     page.text(
         0.05,
@@ -149,7 +149,7 @@ def _draw_links(
         else f"No patches are linked ({kind}).",
     )
     left = 1.1
-    group = (1 + most) * (CELL - 0.02 + GAP) + 0.12
+    group = (1 + most) * (CELL - 0.02 + GAP) + 0.08
     per_row = max(1, int((WIDE - left) / group))
     table = []
     for block, s in enumerate(shown):
@@ -173,7 +173,7 @@ def _draw_links(
                 a, b = code_space.unit(material.embeddings[[i, j]])
                 weight = material.adjacency[s, 1 + places[i], 1 + places[j]]
                 table.append((s, places[i], places[j], weight, a @ b))
-                text = f"{a @ b:.2f}".replace("-", "−")
+                text = f"{a @ b:.3f}".replace("-", "−")
                 page.text(x + column * step + CELL / 2, below, text, SMALL, ha="center", color=GREY)
     return table
 
