@@ -191,24 +191,21 @@ def draw_retrieval(material: Material, samples: Samples, workers: int | None) ->
 
     left, cell, line = 0.72, 0.45, 0.47
     step = (WIDE - left - 0.15) / (count + 3)
-    page = Page(WIDE, 0.72 + len(shown) * (line + 0.03))
     erased = "" if samples.metadata.prob is None else f", {samples.metadata.prob:.0%} erased"
-    page.text(
-        0.05, 0.1, f"{len(queries):,} sketches redrawn{erased}, and the originals nearest to them."
+    page = Page(
+        WIDE,
+        0.25 + len(shown) * (line + 0.03),
+        f"{len(queries):,} sketches redrawn{erased}, and the originals nearest to them.\nLooked up "
+        f"among {material.scope}. Rows: quantiles of the rank of the right one (framed){note}.",
     )
-    page.text(
-        0.05,
-        0.25,
-        f"Looked up among {material.scope}. Rows: quantiles of the rank of the right one "
-        f"(framed){note}.",
-    )
+    heads = page.top + 0.07
     for column, title in enumerate(("original", "corrupted", "redrawn")):
-        page.text(left + column * step + cell / 2, 0.47, title, SMALL, ha="center", color=GREY)
+        page.text(left + column * step + cell / 2, heads, title, SMALL, ha="center", color=GREY)
     for column in range(count):
         at = left + 0.1 + (3 + column) * step + cell / 2
-        page.text(at, 0.47, str(column + 1), SMALL, ha="center", color=GREY)
+        page.text(at, heads, str(column + 1), SMALL, ha="center", color=GREY)
     for row, i in enumerate(shown):
-        y = 0.57 + row * (line + 0.03)
+        y = heads + 0.1 + row * (line + 0.03)
         name = material.names[material.labels[own[i]]]
         text = "\n".join(filter(None, [labels[row], f"rank {ranks[i]:,}", name]))
         page.text(0.05, y + cell / 2, text, SMALL, room=left - 0.08)

@@ -21,25 +21,24 @@ def draw_codes(material: Material) -> Figure:
     k, accuracy = min(code_space.NEIGHBOURS, len(codes) - 1), math.nan
     if len(np.unique(labels)) > 1:
         accuracy = code_space.neighbour_accuracy(codes, labels, k)
-    left, top, side, room = 0.05, 0.4, 0.34, 5.6
+    side, room = 0.34, np.array([5.6, 4.6])
     low, extent = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
-    scale = (room - side) / extent.max()
-    bottom = max(top + scale * extent[1] + side, 2.5)
-    places = (points - low) * scale + side / 2 + (left, top)
-    page = Page(WIDE, bottom + 0.05)
-    page.text(0.05, 0.1, f"Codes of {material.scope}; PCA, then t-SNE.")
-    page.text(
-        0.05,
-        0.25,
-        f"In the space of codes: silhouette by category {_number(silhouette)}; the {k} nearest "
-        f"neighbours tell the category of {_number(100 * accuracy, ' %')} (leave-one-out).",
+    scale = ((room - side) / extent).min()
+    body = max(scale * extent[1] + side, 2.0)
+    title = (
+        f"Codes of {material.scope}; PCA, then t-SNE.\nIn the space of codes: silhouette by "
+        f"category {_number(silhouette)}; the {k} nearest neighbours tell the category of "
+        f"{_number(100 * accuracy, ' %')} (leave-one-out)."
     )
+    page = Page(WIDE, body + 0.15, title)
+    top = page.top + 0.1
+    places = (points - low) * scale + side / 2 + (0.05, top)
     page.points(places, labels)
     shown = code_space.spread_out(places, 1.6 * side, THUMBNAILS, material.seed)
     for i in shown:
         x, y = places[i] - side / 2
         page.thumbnail(x, y, side, material.sketch(i), colour(labels[i]))
-    page.legend(5.85, 0.6, bottom, material.names)
+    page.legend(5.85, top + 0.1, top + body, material.names)
     numbers = {"codes": codes, "plane": points, "labels": labels, "thumbnails": np.array(shown)}
     return page, numbers | {"silhouette": silhouette, "neighbours": k, "accuracy": accuracy}
 
@@ -54,26 +53,19 @@ def draw_interpolation(material: Material) -> Figure:
     drawn = _draw(material, [*ways.reshape(-1, ways.shape[2]), *sums])
     cell, gap, line = 0.52, 0.05, 0.15
     step = (WIDE - 0.1) / (STEPS + 2)
-    page = Page(WIDE, 1.05 + len(pairs) * (cell + line + gap))
-    page.text(
-        0.05,
-        0.1,
-        f"Spherical interpolation between the codes of two sketches (left and right, framed): "
-        f"what is drawn from {STEPS} codes.",
+    title = (
+        f"Spherical interpolation between the codes of two sketches (left and right, framed): what "
+        f"is drawn from {STEPS} codes.\nPairs by chance among {material.scope}. Temperature "
+        f"{inference.DEFAULT_TEMPERATURE}, the same random numbers for all."
     )
-    page.text(
-        0.05,
-        0.25,
-        f"Pairs by chance among {material.scope}. Temperature "
-        f"{inference.DEFAULT_TEMPERATURE}, the same random numbers for all.",
-    )
+    page = Page(WIDE, 0.73 + len(pairs) * (cell + line + gap), title)
 
     def original(x, y, side, i):
         page.sketch(x, y, side, material.sketch(i))
         page.frame(x, y, side, colour(labels[i]), 1)
 
     for row, (a, b) in enumerate(pairs):
-        y = 0.4 + row * (cell + line + gap)
+        y = page.top + row * (cell + line + gap)
         names = f"{material.names[labels[a]]} → {material.names[labels[b]]}"
         page.text(0.05, y + line / 2, names, SMALL, room=WIDE - 0.1, color=GREY)
         original(0.05, y + line, cell, a)
@@ -81,7 +73,7 @@ def draw_interpolation(material: Material) -> Figure:
         for column in range(STEPS):
             x = 0.05 + (1 + column) * step
             page.sketch(x, y + line, cell, drawn[row * STEPS + column])
-    y = 0.4 + len(pairs) * (cell + line + gap) + 0.08
+    y = page.top + len(pairs) * (cell + line + gap) + 0.08
     page.text(0.05, y, "Sums of codes: a − b + c.")
     y += 0.12
     wide, step, cell = WIDE / ANALOGIES, 0.56, 0.44

@@ -61,25 +61,22 @@ def draw_synonyms(material: Material) -> Figure:
 
     half = math.ceil(len(nearest) / 2)
     shown = _choose(material, owners)
-    bottom = 0.72 + half * (CELL + 0.1)
-    page = Page(WIDE, bottom + 0.15 + len(shown) * BLOCK)
-    page.text(0.05, 0.1, f"{len(owners):,} patches of {material.scope}; {made}.")
-    page.text(
-        0.05,
-        0.25,
-        f"{len(nearest)} of {len(there)} clusters with patches, largest first: size, patches "
-        "nearest to the centroid (one of a sketch, categories in turn), shares of categories.",
+    title = (
+        f"{len(owners):,} patches of {material.scope}; {made}.\n{len(nearest)} of {len(there)} "
+        "clusters with patches, largest first: size, patches nearest to the centroid (one of a "
+        f"sketch, categories in turn), shares of categories.\nClusters and {'; '.join(said)}."
     )
-    page.text(0.05, 0.4, f"Clusters and {'; '.join(said)}.")
-    page.names_in_row(0.05, 0.55, {material.names[k]: int(k) for k in np.unique(kinds)})
+    body = 0.22 + half * (CELL + 0.1)
+    page = Page(WIDE, body + 0.15 + len(shown) * BLOCK, title)
+    page.names_in_row(0.05, page.top + 0.05, {material.names[k]: int(k) for k in np.unique(kinds)})
     for row, (c, members) in enumerate(nearest.items()):
-        x, y = 0.05 + row // half * WIDE / 2, 0.68 + row % half * (CELL + 0.1)
+        x, y = 0.05 + row // half * WIDE / 2, page.top + 0.18 + row % half * (CELL + 0.1)
         page.text(x + 0.36, y + CELL / 2, f"{sizes[c]:,}", SMALL, ha="right")
         shares = np.bincount(kinds[cluster == c]) / sizes[c]
         length = MEMBERS_SHOWN * (CELL + GAP) - GAP
         page.bar(x + 0.42, y + CELL + 0.02, length, 0.04, shares)
         _draw_row(page, x + 0.42, y, material, members, [colour(kinds[i]) for i in members])
-    links = _draw_links(page, bottom, material, owners, places, shown)
+    links = _draw_links(page, page.top + body, material, owners, places, shown)
     padded = [members + [EMPTY] * (MEMBERS_SHOWN - len(members)) for members in nearest.values()]
     return page, {
         "patches": np.array(material.patches),

@@ -1,6 +1,7 @@
 """Pages for print: sketches, patches and text placed by inches; PNG and PDF whose bytes repeat."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from matplotlib.patches import Rectangle
 WIDE = 7.0  # inches: two columns of an article
 DPI = 300  # of the PNG
 SMALL, NORMAL = 6.0, 7.0  # points
+LETTER = 0.6  # a letter's width as a share of its size, on average or somewhat less
 GREY, LIGHT = "0.35", "0.8"
 # Okabe and Ito's colours, which the colour-blind tell apart; black comes last of them.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")
@@ -43,16 +45,25 @@ class Page:
 
     Args:
         width: in inches.
-        height: in inches.
+        body: height in inches below the title.
+        title: stands on top; its lines are broken where there is no room.
+
+    Attributes:
+        top: where the body begins.
     """
 
-    def __init__(self, width: float, height: float):
-        self.width, self.height = width, height
+    def __init__(self, width: float, body: float, title: str):
+        most = int((width - 0.1) * 72 / (LETTER * NORMAL))
+        lines = [line for part in title.split("\n") for line in textwrap.wrap(part, most)]
+        self.width, self.top = width, 0.05 + 0.15 * len(lines)
+        height = self.top + body
         self.figure = Figure((width, height), dpi=DPI, facecolor="white")
         self.figure.suppressComposite = True  # pictures stay apart in the PDF: sharp, and faster
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
         self.axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        for i, line in enumerate(lines):
+            self.text(0.05, 0.1 + 0.15 * i, line)
 
     def text(
         self,
@@ -68,8 +79,8 @@ class Page:
     ) -> None:
         """Text in any script, its line breaks kept; a line longer than `room` inches is cut."""
         lines = [showable(line) for line in text.split("\n")]
-        if room is not None:  # a letter is about 0.6 of its size wide
-            most = max(4, int(room * 72 / (0.6 * size)))
+        if room is not None:
+            most = max(4, int(room * 72 / (LETTER * size)))
             lines = [line if len(line) <= most else line[: most - 1] + "…" for line in lines]
         text = "\n".join(lines)
         options = {"family": families(text), "parse_math": False, "linespacing": 1.15} | options

@@ -163,7 +163,7 @@ def test_names_in_any_script(count, tmp_path):
     written = []
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        page = Page(3.3, 2)
+        page = Page(3.3, 2, "A title that is longer than a line " * 3 + "\nñandú 火")
         page.legend(2, 0.2, 1.9, names)
         page.names_in_row(0.1, 0.1, {f"{name} {i}": i for i, name in enumerate(names)})
         page.points(np.random.default_rng(0).random((count, 2)), np.arange(count))
