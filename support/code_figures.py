@@ -34,11 +34,11 @@ def draw_codes(material: Material) -> Figure:
     top = page.top + 0.1
     places = (points - low) * scale + side / 2 + (0.05, top)
     page.points(places, labels)
-    shown = code_space.spread_out(places, 1.6 * side, THUMBNAILS, material.seed)
+    shown = code_space.spread_out(places, 1.4 * side, THUMBNAILS, material.seed)
     for i in shown:
         x, y = places[i] - side / 2
         page.thumbnail(x, y, side, material.sketch(i), colour(labels[i]))
-    page.legend(5.85, top + 0.1, top + body, material.names)
+    page.legend(scale * extent[0] + side + 0.3, top + 0.1, top + body, material.names)
     numbers = {"codes": codes, "plane": points, "labels": labels, "thumbnails": np.array(shown)}
     return page, numbers | {"silhouette": silhouette, "neighbours": k, "accuracy": accuracy}
 

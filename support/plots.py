@@ -1,7 +1,7 @@
 """Pages for print: sketches, patches and text placed by inches; PNG and PDF whose bytes repeat."""
 
+import functools
 import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import utils
 from drawing import fitted_paths
 from hparams import HParams
 from support.files import write_file
-from support.fonts import Figure, families, showable
+from support.fonts import Figure, FigureCanvasAgg, families, showable
 
 # isort: split
 from matplotlib.collections import LineCollection
@@ -21,7 +21,6 @@ from matplotlib.patches import Rectangle
 WIDE = 7.0  # inches: two columns of an article
 DPI = 300  # of the PNG
 SMALL, NORMAL = 6.0, 7.0  # points
-LETTER = 0.6  # a letter's width as a share of its size, on average or somewhat less
 GREY, LIGHT = "0.35", "0.8"
 # Okabe and Ito's colours, which the colour-blind tell apart; black comes last of them.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")
@@ -40,6 +39,36 @@ def marker(category: int) -> str:
     return MARKERS[category // len(COLOURS) % len(MARKERS)]
 
 
+@functools.lru_cache(4096)
+def text_width(text: str, size: float) -> float:
+    """Inches that a line of text takes, its size in points."""
+    figure = Figure(dpi=72)
+    line = figure.text(0, 0, text, fontsize=size, family=families(text), parse_math=False)
+    return line.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / 72
+
+
+def broken(text: str, room: float) -> list[str]:
+    """A text in lines of at most `room` inches, where its words allow it."""
+    lines: list[str] = []
+    for word in showable(text).split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, NORMAL) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _cut(line: str, room: float | None, size: float) -> str:
+    """A line of at most `room` inches, if need be with an ellipsis."""
+    if room is None or text_width(line, size) <= room:
+        return line
+    kept = len(line) - 1
+    while kept and text_width(f"{line[:kept]}…", size) > room:
+        kept -= 1
+    return f"{line[:kept]}…"
+
+
 class Page:
     """A white page; places are in inches from its left and its top, sizes of text in points.
 
@@ -53,8 +82,7 @@ class Page:
     """
 
     def __init__(self, width: float, body: float, title: str):
-        most = int((width - 0.1) * 72 / (LETTER * NORMAL))
-        lines = [line for part in title.split("\n") for line in textwrap.wrap(part, most)]
+        lines = [line for part in title.split("\n") for line in broken(part, width - 0.1)]
         self.width, self.top = width, 0.05 + 0.15 * len(lines)
         height = self.top + body
         self.figure = Figure((width, height), dpi=DPI, facecolor="white")
@@ -78,11 +106,7 @@ class Page:
         **options,
     ) -> None:
         """Text in any script, its line breaks kept; a line longer than `room` inches is cut."""
-        lines = [showable(line) for line in text.split("\n")]
-        if room is not None:
-            most = max(4, int(room * 72 / (LETTER * size)))
-            lines = [line if len(line) <= most else line[: most - 1] + "…" for line in lines]
-        text = "\n".join(lines)
+        text = "\n".join(_cut(showable(line), room, size) for line in text.split("\n"))
         options = {"family": families(text), "parse_math": False, "linespacing": 1.15} | options
         self.axes.text(x, y, text, fontsize=size, ha=ha, va=va, **options)
 
@@ -155,7 +179,7 @@ class Page:
     def names_in_row(self, x: float, y: float, categories: dict[str, int]) -> None:
         """Names of categories side by side, each after its colour, as many as there is room for."""
         for name, category in categories.items():
-            length = 0.22 + 0.055 * len(showable(name))
+            length = 0.25 + text_width(showable(name), SMALL)
             if x + length > self.width - 0.1:
                 self.text(x, y, "…", SMALL)
                 break
