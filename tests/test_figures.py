@@ -252,21 +252,28 @@ def test_the_whole_command(data_dir, model_dir, sampled, tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_what_was_erased(data_dir, model_dir, sampled, tmp_path):
-    """The seeds give the codes that sample.py drew from; of other seeds nothing is shown."""
-    samples = sample_files.load_samples(sampled, data_dir, model_dir)
-    members = samples.members[[2, 9]].tolist()
+def same_codes(samples, model_dir, queries):
+    """Whether `figures.seeds_of` gives the codes that sample.py drew from."""
+    members = samples.members[queries].tolist()
     encoded = inference.encode_sketches(
         checkpoints.load_model(model_dir),
         [samples.split.sketch(member) for member in members],
         mask_prob=samples.metadata.prob,
         seeds=figures.seeds_of(samples, members),
+        masking=samples.metadata.masking,
     )
     for found, member in zip(encoded, members, strict=True):
         category, index = samples.split.key(member)
-        code = np.load(sampled / f"code_{category}_{index}.npy")[0]
+        code = np.load(samples.sample_dir / f"code_{category}_{index}.npy")[0]
         np.testing.assert_allclose(found.code, code, rtol=1e-4, atol=1e-5)
+    return True
+
+
+@pytest.mark.slow
+def test_what_was_erased(data_dir, model_dir, sampled, tmp_path):
+    """What is shown is what was encoded; of other seeds, or unknown ones, nothing is shown."""
+    samples = sample_files.load_samples(sampled, data_dir, model_dir)
+    assert same_codes(samples, model_dir, [2, 9])
     pictures, note = figures._corrupted(samples, [2, 9])
     assert len(pictures) == 2 and note == ""
     for change, why in (({"random_seed_sha256": "0"}, "random_seed"), ({"prob": None}, "known")):
@@ -297,6 +304,20 @@ def test_other_methods(options, said, data_dir, tmp_path, capsys):
     else:
         with pytest.raises(UserError, match="synonyms can't be drawn: .*sketchlattice has no pa"):
             figures.figures(data_dir, model_dir, tmp_path / "out", names=("synonyms",))
+
+
+@pytest.mark.slow
+def test_dropped_points(data_dir, tmp_path):
+    """What a lattice lost point by point is shown, too."""
+    model_dir = make_model(tmp_path / "model", method="sketchlattice", lattice_nodes=40)
+    options = {"num_per_category": 3, "pictures": (), "prob": 0.4, "masking": "lattice"}
+    sample.sample(data_dir, model_dir, tmp_path / "samples", **options)
+    samples = sample_files.load_samples(tmp_path / "samples", data_dir, model_dir)
+    assert same_codes(samples, model_dir, [1, 4])
+    options = {"sample_dir": tmp_path / "samples", "names": ("retrieval",)}
+    figures.figures(data_dir, model_dir, tmp_path / "out", **options)
+    found = read_npz(tmp_path / "out" / "retrieval.npz")
+    assert len(found["ranks"]) == len(found["queries"]) == len(samples.keys)
 
 
 @pytest.mark.slow
