@@ -18,7 +18,6 @@ import gallery
 import recognition
 import retrieval
 import sample
-from batches import make_graphs
 from checkpoints import BEST
 from dataset import Dataset, Split
 from inference import DEFAULT_TEMPERATURE
@@ -400,14 +399,7 @@ def _corrupted(
         seed=settings.seeds[0],
         random_seed=settings.random_seed,
     )
-    seeds_of = dict(zip(plan.members, plan.seeds, strict=True))
-    _, graphs = make_graphs(
-        [originals.sketch(i) for i in shown],
-        hparams,
-        mask_prob=prob,
-        seeds=[seeds_of[i] for i in shown],
-        masking=contestant.masking,
-    )
+    graphs = sample.corrupted_graphs(plan, shown, hparams, prob, contestant.masking)
     return [graph.picture.copy() for graph in graphs]
 
 

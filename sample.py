@@ -7,7 +7,7 @@ python sample.py --input=drawing.svg --model_dir=MODEL --output_dir=OUT
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -17,6 +17,7 @@ import dataset
 import gallery
 import inference
 import utils
+from batches import make_graphs
 from checkpoints import BEST
 from dataset import Split
 from hparams import CONFIG_NAME, HParams, read_config
@@ -284,6 +285,32 @@ def make_plan(
     ]
     seeds = share_seeds(random_seed, counts)
     return Plan(split, members, [seeds[i] for i in np.flatnonzero(chosen).tolist()])
+
+
+def corrupted_graphs(
+    plan: Plan, members: list[int], hparams: HParams, prob: float, masking: str
+) -> list[Any]:
+    """The graphs that are encoded of some sketches, what is erased of them being gone.
+
+    Args:
+        plan: which sketches are redrawn.
+        members: positions in the split, of sketches of the plan.
+        hparams: options of the model.
+        prob: share of the patches that is erased.
+        masking: how.
+
+    Returns:
+        A list; each graph has its `picture`, see `batches.make_graphs`.
+    """
+    seeds_of = dict(zip(plan.members, plan.seeds, strict=True)) if plan.seeds else None
+    _, graphs = make_graphs(
+        [plan.split.sketch(i) for i in members],
+        hparams,
+        mask_prob=prob,
+        seeds=[seeds_of[i] for i in members] if seeds_of else None,
+        masking=masking,
+    )
+    return graphs
 
 
 def _counts(plan: Plan, hparams: HParams, categories: tuple[str, ...]) -> dict[str, int]:

@@ -3,8 +3,10 @@
 import functools
 import logging
 
-# Its notes on fonts and on its cache, which it writes while it is imported.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+# Its notes on fonts and on its cache, which it writes while it is imported; and those on what it
+# puts into a PDF.
+for _name in ("matplotlib", "fontTools"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 from matplotlib import font_manager  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402, F401

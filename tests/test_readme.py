@@ -9,6 +9,7 @@ from absl import flags
 import compare
 import convert
 import download
+import figures
 import import_checkpoint
 import recognition
 import retrieval
@@ -27,7 +28,8 @@ def test_every_option_is_in_the_table():
     assert "\n".join(rows) in COMMANDS
 
 
-SCRIPTS = [train, sample, retrieval, recognition, compare, import_checkpoint, convert, download]
+SCRIPTS = [train, sample, retrieval, recognition, compare, figures]
+SCRIPTS += [import_checkpoint, convert, download]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
