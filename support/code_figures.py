@@ -21,7 +21,7 @@ def draw_codes(material: Material) -> Figure:
     k, accuracy = min(code_space.NEIGHBOURS, len(codes) - 1), math.nan
     if len(np.unique(labels)) > 1:
         accuracy = code_space.neighbour_accuracy(codes, labels, k)
-    side, room = 0.34, np.array([5.6, 4.6])
+    side, room = 0.34, np.array([5.6, 5.2])
     low, extent = points.min(axis=0), np.maximum(np.ptp(points, axis=0), 1e-9)
     scale = ((room - side) / extent).min()
     body = max(scale * extent[1] + side, 2.0)
