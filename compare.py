@@ -6,6 +6,7 @@ python compare.py --data_dir=DIR --models=A,B,C --output_dir=OUT --probs=0,0.1,0
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -336,18 +337,28 @@ def _write(
     write_file(out / "table.csv", comparison.as_csv(result))
     write_file(out / "table.png", comparison.as_png(result))
     write_json(out / "table.json", result)
-    examples = _examples(settings, contestants, originals, members)
+    examples = {
+        prob: _examples(settings, contestants, originals, members, prob) for prob in settings.probs
+    }
+    hardest = max(settings.probs)
+    title = f"Sketches, {hardest:.0%} of their patches erased, as each method redraws them"
     drawing.write_png(
-        out / "gallery.png", gallery.gallery(examples, title=result["title"], per_row=1)
+        out / "gallery.png", gallery.gallery(examples[hardest], title=title, per_row=1)
     )
     page = gallery.index_html(
-        examples, title=result["title"], introduction=comparison.as_html(result)
+        list(chain.from_iterable(examples.values())),
+        title=result["title"],
+        introduction=comparison.as_html(result),
     )
     write_file(out / "index.html", page)
 
 
 def _examples(
-    settings: Settings, contestants: Sequence[Contestant], originals: Split, members: list[int]
+    settings: Settings,
+    contestants: Sequence[Contestant],
+    originals: Split,
+    members: list[int],
+    prob: float,
 ) -> list[gallery.Example]:
     """The first sketches of each category: original, corrupted, and what each method redraws.
 
@@ -357,27 +368,23 @@ def _examples(
     for contestant in contestants:
         drawn_by.setdefault(contestant.method, contestant)
     shown = originals.first_of_each(SHOWN_PER_CATEGORY, among=members)
+    corrupted = _corrupted(settings, contestants[0], originals, shown, prob)
     examples = []
-    for prob in settings.probs:
-        corrupted = _corrupted(settings, contestants[0], originals, shown, prob)
-        for member, picture in zip(shown, corrupted, strict=True):
-            key = originals.key(member)
-            name = contestants[0].hparams.categories[key[0]]
-            drawings = {
-                method: read_strokes(
-                    stroke_path(settings.sample_dir(c, prob, settings.seeds[0]), key)
-                )
-                for method, c in drawn_by.items()
-            }
-            examples.append(
-                gallery.Example(
-                    category=f"{name}, {prob:.0%} erased",
-                    index=key[1],
-                    original=originals.sketch(member),
-                    corrupted=picture,
-                    drawings=drawings,
-                )
-            )
+    for member, picture in zip(shown, corrupted, strict=True):
+        key = originals.key(member)
+        name = contestants[0].hparams.categories[key[0]]
+        drawings = {
+            method: read_strokes(stroke_path(settings.sample_dir(c, prob, settings.seeds[0]), key))
+            for method, c in drawn_by.items()
+        }
+        example = gallery.Example(
+            category=f"{name}, {prob:.0%} erased",
+            index=key[1],
+            original=originals.sketch(member),
+            corrupted=picture,
+            drawings=drawings,
+        )
+        examples.append(example)
     return examples
 
 
