@@ -296,12 +296,16 @@ def _result(
 def _notes(result: dict[str, Any], contestants: Sequence[Contestant]) -> list[str]:
     """What a reader of the table has to know, a sentence or two each."""
     methods = dict.fromkeys(contestant.method for contestant in contestants)
-    kinds = dict.fromkeys(row["rec"]["interval"] for row in result["rows"])
+    kinds = dict.fromkeys(
+        row[measure]["interval"] for measure in comparison.MEASURES for row in result["rows"]
+    )
+    several = len(kinds) > 1
     notes = [
         f"Ret: each redrawn sketch is looked up among {result['gallery']:,} originals. Rec: the "
         "share of redrawn sketches that a Sketch-a-Net trained on the original training sketches "
         "takes for their category; the row `originals` has its share of all original sketches.",
-        f"In brackets: 95 % intervals ({'; '.join(kinds)}).",
+        f"In brackets: 95 % intervals ({'; '.join(kinds)}"
+        f"{' where there is one run, or several are equal' if several else ''}).",
     ]
     if len(methods) > 1:
         pairs = len(methods) * (len(methods) - 1) // 2

@@ -70,7 +70,6 @@ def compare_methods(runs: Mapping[str, Sequence[Run]]) -> tuple[list[dict], list
 
 def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
     models = list(dict.fromkeys(run.model for run in runs))
-    seeds = list(dict.fromkeys(run.seed for run in runs))
     row: dict[str, Any] = {"method": name, "runs": []}
     for run in runs:
         shares = {measure: float(run.successes(measure).mean()) for measure in MEASURES}
@@ -80,15 +79,15 @@ def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
             float(np.mean([run[measure] for run in row["runs"] if run["model"] == model]))
             for model in models
         ]
-        if len(models) > 1:
-            interval, kind = t_interval(of_models), f"t over {len(models)} models"
-        elif len(seeds) > 1:
-            shares = [run[measure] for run in row["runs"]]
-            interval, kind = t_interval(shares), f"t over {len(seeds)} drawings"
+        shares = of_models if len(models) > 1 else [run[measure] for run in row["runs"]]
+        if len(set(shares)) > 1:
+            interval = t_interval(shares)
+            kind = f"t over {len(shares)} {'models' if len(models) > 1 else 'drawings'}"
         else:
+            # Also where several runs are equal by chance: they don't tell how they spread.
             hits = runs[0].successes(measure)
             interval = wilson_interval(int(hits.sum()), len(hits))
-            kind = f"Wilson over {len(hits)} sketches"
+            kind = f"Wilson over {len(hits):,} sketches"
         low, high = max(0.0, interval[0]), min(1.0, interval[1])
         mean = float(np.mean(of_models))
         row[measure] = {"mean": mean, "low": low, "high": high, "interval": kind, "mark": ""}

@@ -246,6 +246,11 @@ def test_intervals_over_models_and_drawings():
     assert (row["low"], row["high"]) == (0.0, 1.0)  # 0.5 +- 12.7 * 0.25, and no share is outside
     row = comparison.compare_methods({"a": runs[:2]})[0][0]["rec"]
     assert (row["mean"], row["interval"]) == (0.75, "t over 2 drawings")
+    # Models that are equal by chance don't tell how models spread: the sketches do, 2 of 4.
+    equal = [one_run([1, 1, 0, 0], model="m"), one_run([0, 0, 1, 1], model="n")]
+    row = comparison.compare_methods({"a": equal})[0][0]["rec"]
+    assert (row["mean"], row["interval"]) == (0.5, "Wilson over 4 sketches")
+    assert (row["low"], row["high"]) == pytest.approx((0.1500, 0.8500), abs=1e-4)
 
 
 def test_methods_with_different_numbers_of_runs():
