@@ -2,6 +2,8 @@
 
 import os
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,11 @@ from checkpoints import RunState
 from doodles import write_doodles
 from hparams import HParams, write_config
 from model import SPGra2Seq
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and the processes that
+# they start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HPARAMS = HParams(
     categories=("fish", "tree"),
