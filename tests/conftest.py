@@ -1,7 +1,6 @@
 """A tiny model and its data, for the tests of the commands; a place for runs on any backend."""
 
 import os
-
 import signal
 
 import numpy as np
