@@ -301,11 +301,14 @@ def test_interrupted_from_outside(data_dir, model_dir, samples, tmp_path, number
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     latest = tmp_path / "new" / "latest.npz"
-    while not latest.exists():  # written at the start, when signals are handled
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=300)
+    try:
+        while not latest.exists():  # written at the start, when signals are handled
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()  # where it did not hear: it would go on for hours
     assert process.returncode == 130 and "Traceback" not in errors
     assert "Interrupted in epoch 1;" in output
     assert latest.exists() and not (samples / "rec.json").exists()
