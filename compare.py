@@ -21,13 +21,14 @@ import retrieval
 import sample
 from checkpoints import BEST
 from dataset import Dataset, Split
+from hparams import AUTO
 from inference import DEFAULT_TEMPERATURE
 from methods import METHODS
 from rec_classifier import Classifier, Options
 from support import cli, comparison, sample_files
 from support.checks import MAX_SEED, check_whole
 from support.comparison import Run
-from support.contestants import OWN, Contestant, erased_squares, find_contestants, load_common_data
+from support.contestants import Contestant, erased_squares, find_contestants, load_common_data
 from support.files import UserError, file_sha256, write_file, write_json
 from support.mask_seeds import OWN_SEEDS, RANDOM_SEED
 from support.output_dir import write_to
@@ -112,17 +113,17 @@ def compare(
     """
     output_dir = Path(output_dir)
     settings = Settings(
-        data_dir,
-        output_dir,
-        [float(prob) for prob in probs],
-        list(seeds),
-        num_per_category,
-        temperature,
-        split,
-        random_seed,
-        Path(classifier_dir or output_dir / CLASSIFIER_NAME),
-        options or Options(),
-        workers,
+        data_dir=data_dir,
+        output_dir=output_dir,
+        probs=[float(prob) for prob in probs],
+        seeds=list(seeds),
+        num_per_category=num_per_category,
+        temperature=temperature,
+        split=split,
+        random_seed=random_seed,
+        classifier_dir=Path(classifier_dir or output_dir / CLASSIFIER_NAME),
+        options=options or Options(),
+        workers=workers,
     )
     _check(settings, models, masking)
     contestants = find_contestants(models, masking)
@@ -161,6 +162,7 @@ def _measure(
         "greedy": False,
     }
     classifier_sha256 = file_sha256(settings.classifier_dir / BEST)
+    random_seed_sha256 = file_sha256(settings.random_seed)
     keys = [originals.key(member) for member in members]
     categories = originals.category[members]
     runs: dict[float, dict[str, list[Run]]] = {prob: {} for prob in settings.probs}
@@ -172,7 +174,7 @@ def _measure(
             "prob": prob,
             "seed": seed,
             "masking": contestant.masking,
-            "random_seed_sha256": file_sha256(settings.random_seed) if from_file else None,
+            "random_seed_sha256": random_seed_sha256 if from_file else None,
         }
         sample_dir = settings.sample_dir(contestant, prob, seed)
         found = _read_outcomes(sample_dir, made, classifier_sha256, keys)
@@ -258,9 +260,7 @@ def _result(
         found_rows, found_tests = comparison.compare_methods(of_prob)
         rows += [{"prob": prob, "masking": maskings[row["method"]], **row} for row in found_rows]
         tests += [{"prob": prob, **test} for test in found_tests]
-    described = comparison.scope(
-        len(members), len(originals), settings.num_per_category, len(categories), settings.split
-    )
+    described = sample_files.scope(originals, members, settings.num_per_category, settings.split)
     result = {
         "title": f"Rec and Ret of {described}",
         "categories": list(categories),
@@ -434,7 +434,7 @@ def _check(settings: Settings, models: Sequence[str | Path], masking: str) -> No
         )
     for seed in settings.seeds:
         check_whole("seeds", seed, 0, MAX_SEED)
-    allowed = dict.fromkeys([OWN, *(m for method in METHODS.values() for m in method.masking)])
+    allowed = dict.fromkeys([AUTO, *(m for method in METHODS.values() for m in method.masking)])
     if masking not in allowed:
         raise UserError(f"masking: {masking!r} is not allowed; one of {', '.join(allowed)}")
 

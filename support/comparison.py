@@ -256,17 +256,6 @@ def as_png(result: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def scope(measured: int, of_split: int, per_category: int, categories: int, split: str) -> str:
-    """How many sketches were measured, and of how many."""
-    kinds = f"{categories} categories" if categories != 1 else "one category"
-    if measured == of_split:
-        return f"all {measured:,} {split} sketches of {kinds}"
-    return (
-        f"{measured:,} of {of_split:,} {split} sketches: the first {per_category:,} of each of "
-        f"{kinds}"
-    )
-
-
 def chance(categories: int, gallery: int) -> dict[str, float]:
     """What guessing gives, by measure."""
     return {"rec": 1 / categories} | {f"top_{top}": min(1.0, top / gallery) for top in TOPS}

@@ -8,10 +8,9 @@ import checkpoints
 import lattice
 from checkpoints import BEST
 from dataset import Dataset, load_dataset
-from hparams import CONFIG_NAME, HParams, read_config
+from hparams import AUTO, CONFIG_NAME, HParams, read_config
 from support.files import UserError, file_sha256
 
-OWN = "auto"  # of masking: each model's own, that of its training
 # Options that don't make another method of a model, or that its name tells.
 NOT_COMPARED = ("seed", "is_training", "edges", "masking")
 
@@ -43,6 +42,10 @@ class Contestant(NamedTuple):
 def find_contestants(models: Sequence[str | Path], masking: str) -> list[Contestant]:
     """The models of some directories, named by what makes them differ.
 
+    Args:
+        models: the directories.
+        masking: how sketches are corrupted, where a model's method can; "auto": as in its training.
+
     Raises:
         UserError: no model in a directory; one given twice.
     """
@@ -52,7 +55,7 @@ def find_contestants(models: Sequence[str | Path], masking: str) -> list[Contest
         sha256 = file_sha256(model_dir / BEST)
         _, state = checkpoints.read_arrays(model_dir / BEST)
         hparams = config.hparams
-        own = hparams.training_masking if masking == OWN else masking
+        own = hparams.training_masking if masking == AUTO else masking
         contestant = Contestant(
             name=f"{model_dir.resolve().name}-{sha256[:8]}",
             model_dir=model_dir,

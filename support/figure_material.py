@@ -14,6 +14,7 @@ from model import SPGra2Seq
 from support import cli
 from support.backend import compiled, ops
 from support.plots import Page
+from support.sample_files import scope
 
 Figure = tuple[Page, dict[str, np.ndarray]]  # what is seen, and the numbers behind it
 
@@ -139,14 +140,5 @@ def gather(
         np.array(adjacency, np.float32),
         steps,
         seed,
-        _scope(split, members, num_per_category, name),
+        scope(split, members, num_per_category, name),
     )
-
-
-def _scope(split: Split, members: np.ndarray, num_per_category: int, name: str) -> str:
-    count = len(np.unique(split.category[members]))
-    kinds = f"{count} categories" if count > 1 else "one category"
-    if len(members) == len(split):
-        return f"{len(members):,} {name} sketches of {kinds}"
-    each = f", the first {num_per_category:,} of each"
-    return f"{len(members):,} of {len(split):,} {name} sketches of {kinds}{each}"

@@ -347,6 +347,23 @@ def split_sha256(split: Split, members: list[int]) -> str:
     return digest.hexdigest()
 
 
+def scope(split: Split, members: Sequence[int], num_per_category: int, name: str) -> str:
+    """Which sketches of a split are used, for titles: how many, and of how many.
+
+    Args:
+        split: the sketches.
+        members: positions of those used.
+        num_per_category: the first so many of each category.
+        name: of the split.
+    """
+    count = len(np.unique(split.category[members]))
+    kinds = f"{count} categories" if count > 1 else "one category"
+    if len(members) == len(split):
+        return f"{len(members):,} {name} sketches of {kinds}"
+    each = f", the first {num_per_category:,} of each"
+    return f"{len(members):,} of {len(split):,} {name} sketches of {kinds}{each}"
+
+
 def check_options(
     num_per_category: int,
     prob: float,

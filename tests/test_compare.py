@@ -16,6 +16,7 @@ import checkpoints
 import compare
 import sample
 from checkpoints import RunState
+from dataset import load_dataset
 from hparams import HParams, write_config
 from model import SPGra2Seq
 from rec_classifier import Options
@@ -23,6 +24,7 @@ from support import comparison
 from support.comparison import Run
 from support.contestants import erased_squares, find_contestants, load_common_data
 from support.files import UserError, read_json
+from support.sample_files import scope
 
 ROOT = Path(__file__).parents[1]
 TINY = Options(per_epoch=16, epochs=1, batch_size=8, width=4)
@@ -69,7 +71,7 @@ def test_the_table_is_what_the_measures_found(compared):
     """Each share is that of ret.json and rec.json; nothing is shown that the JSON lacks."""
     out, result = compared
     assert read_json(out / "table.json") == result
-    assert "11 of 15 test sketches: the first 6 of each of 2 categories" in result["title"]
+    assert "11 of 15 test sketches of 2 categories, the first 6 of each" in result["title"]
     assert [row["method"] for row in result["rows"]] == ["sp_gra2seq", "sketchlattice"]
     for row, model in zip(result["rows"], result["models"], strict=True):
         folder = out / "runs" / model["model"] / "prob0.3-seed0"
@@ -261,9 +263,11 @@ def test_methods_with_different_numbers_of_runs():
     assert (tests[0]["a_wins"], tests[0]["b_wins"]) == (1, 0)
 
 
-def test_what_was_measured_is_named():
+def test_what_was_measured_is_named(data_dir):
     """The title says when it is less than the whole set."""
-    assert comparison.scope(50, 50, 2500, 2, "test") == "all 50 test sketches of 2 categories"
-    assert comparison.scope(2000, 12500, 400, 5, "test") == (
-        "2,000 of 12,500 test sketches: the first 400 of each of 5 categories"
+    split = load_dataset(data_dir, HPARAMS, scale_factor=30.0).splits["test"]
+    assert scope(split, list(range(15)), 8, "test") == "15 test sketches of 2 categories"
+    some = [0, 1, 7, 8, 9]
+    assert scope(split, some, 3, "test") == (
+        "5 of 15 test sketches of 2 categories, the first 3 of each"
     )
