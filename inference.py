@@ -13,6 +13,7 @@ from batches import NO_SKETCH, START_ROW, make_graphs
 from model import MIXTURES, SPGra2Seq, split_outputs
 from support.backend import compiled, keras, ops
 from support.checks import check_real
+from support.devices import to_device
 from support.files import UserError
 from support.workers import prefetch
 from utils import Box
@@ -88,7 +89,7 @@ def encode_sketches(
 
     def make(members: range):
         empty = ENCODING_BATCH - len(members) if filled_up else 0
-        return make_graphs(
+        nodes, graphs = make_graphs(
             [*(sketches[i] for i in members), *[NO_SKETCH] * empty],
             model.hparams,
             mask_prob=mask_prob,
@@ -96,6 +97,7 @@ def encode_sketches(
             masking=masking,
             holes=None if holes is None else [*(holes[i] for i in members), *[None] * empty],
         )
+        return to_device(nodes), graphs
 
     def encode_nodes(nodes):
         found = model.encode_nodes(nodes)

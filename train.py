@@ -108,14 +108,16 @@ def _train(
     if state.total_steps:
         log_message(f"Resuming at update {state.total_steps}.")
 
-    stream = training_batches(
-        training,
-        hparams,
-        data.max_seq_len,
-        first_epoch=state.total_epochs,
-        first_batch=state.batch,
-        workers=workers,
-        shape=group.batch_shape(),
+    stream = devices.sent_ahead(
+        training_batches(
+            training,
+            hparams,
+            data.max_seq_len,
+            first_epoch=state.total_epochs,
+            first_batch=state.batch,
+            workers=workers,
+            shape=group.batch_shape(),
+        )
     )
     log = MetricsLog(log_root, state) if group.is_main_process else NoLog()
     with cli.Interruption() as interruption, log, contextlib.closing(stream):
@@ -255,9 +257,10 @@ def evaluate(
     """
     group = group or DeviceGroup()
     reconstruction = clustering = patches = 0.0
-    for batch in evaluation_batches(
+    stream = evaluation_batches(
         split, hparams, stream=name, workers=workers, shape=group.batch_shape()
-    ):
+    )
+    for batch in devices.sent_ahead(stream):
         # The means of this batch alone, over the shards of all processes.
         losses = model.test_on_batch(batch, return_dict=True)
         reconstruction += len(batch["strokes"]) * float(losses["reconstruction"])

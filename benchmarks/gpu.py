@@ -4,8 +4,9 @@ KERAS_BACKEND=jax python benchmarks/gpu.py [--json=FILE] [--tiny]
 
 Takes less than six minutes on one card. Sketches are doodles that it makes itself. It prints the
 time of an update at default sizes for each decoder and precision, as a share of the card's own
-matrix rate, the wait for batches that 1 to 8 worker processes prepare, the rate of encoding and
-of drawing sketches, and peak memory. `--tiny` does all of it at small sizes, to try the script.
+matrix rate, the time of an iteration with 1 to 8 workers that prepare batches, the rates of
+encoding sketches and of drawing rows, and peak memory. `--tiny` does all of it at small sizes, to
+try the script.
 """
 
 import os
@@ -34,9 +35,10 @@ import train
 from doodles import write_doodles
 from hparams import HParams
 from model import Adam, SPGra2Seq
-from support import cli
+from support import cli, devices
 from support.backend import compiled, keras, ops
 from support.files import UserError, write_json
+from support.workers import SLOTS
 
 CATEGORIES = ("fish", "tree")
 DEFAULT = {"max_seq_len": 100}  # doodles are shorter than the article's 250 rows
@@ -70,7 +72,7 @@ def products(hparams: HParams) -> float:
 def updates(
     data: dataset.Dataset, decoders: list[str], sizes: dict, repeats: int, rates: dict
 ) -> Iterator[dict]:
-    """Seconds of an update on a batch that is there, for each decoder and precision."""
+    """Seconds of an update on a batch that the device has, for each decoder and precision."""
     for dec_model in decoders:
         for precision in ("float32", "mixed_bfloat16"):
             hparams = HParams(
@@ -81,7 +83,7 @@ def updates(
             stream = batches.training_batches(
                 data.splits["train"], hparams, hparams.max_seq_len, workers=1
             )
-            batch = next(stream)
+            batch = devices.to_device(next(stream))
             stream.close()
             model.start_clusters(batch)
             step = common.seconds(lambda m=model, b=batch: train.update(m, b), repeats)
@@ -98,14 +100,22 @@ def updates(
 def waits(
     data: dataset.Dataset, sizes: dict, count: int, counts: tuple[int, ...]
 ) -> Iterator[dict]:
-    """Seconds that an update waits for its batch, by the number of workers."""
+    """Seconds of an iteration of training, and how much of it is waiting for a batch.
+
+    The first batches of each worker are not counted: memory that is used for the first time
+    takes several times as long to fill.
+    """
     hparams = HParams(categories=CATEGORIES, precision="mixed_bfloat16", **sizes)
     model = SPGra2Seq(hparams)
     model.compile(optimizer=Adam(hparams))
     for workers in counts:
-        stream = batches.training_batches(
-            data.splits["train"], hparams, hparams.max_seq_len, workers=workers
+        stream = devices.sent_ahead(
+            batches.training_batches(
+                data.splits["train"], hparams, hparams.max_seq_len, workers=workers
+            )
         )
+        for _ in range((SLOTS + 1) * workers):
+            next(stream)
         train.update(model, next(stream))
         waited, start = 0.0, time.perf_counter()
         for _ in range(count):
@@ -115,31 +125,39 @@ def waits(
             train.update(model, batch)
         whole = time.perf_counter() - start
         stream.close()
-        yield {"workers": workers, "wait_seconds": waited / count, "share": waited / whole}
+        yield {
+            "workers": workers,
+            "iteration_seconds": whole / count,
+            "wait_seconds": waited / count,
+            "share": waited / whole,
+        }
 
 
 def sampling(data: dataset.Dataset, sizes: dict, count: int) -> dict:
-    """Sketches encoded, and drawn to their last row, in a second."""
+    """Sketches encoded, cropping included, and rows drawn in a second."""
     hparams = HParams(categories=CATEGORIES, **sizes)
     model = SPGra2Seq(hparams)
     split = data.splits["train"]
-    graphs, _ = batches.make_graphs(
-        [split.sketch(i % len(split)) for i in range(inference.ENCODING_BATCH)], hparams
-    )
-    encode = compiled(lambda nodes: model.encode_nodes(nodes).mu, model)
+    sketches = [split.sketch(i % len(split)) for i in range(count)]
+    # What comes first waits for the compiler.
+    first, start = count // 4, 0.0
+    for i, _ in enumerate(inference.encode_sketches(model, sketches)):
+        if i == first:
+            start = time.perf_counter()
+    seconds = time.perf_counter() - start
+    # Sketches of an untrained model end after a few rows, so whole ones say little.
+    draw = compiled(inference.chunk_function(model.decoder, 0.24, greedy=False), model)
+    batch, rng = 256, np.random.default_rng(0)
+    state = tuple(np.zeros((batch, n), np.float32) for n in model.decoder.cell.state_sizes)
+    randoms = rng.random((batch, inference.CHUNK, inference.DRAWS), np.float32)
+    z, rows = np.zeros((batch, hparams.z_size), np.float32), np.zeros((batch, 5), np.float32)
 
-    def encode_batch():
-        ops.convert_to_numpy(encode(graphs))
-
-    codes = [((i,), np.zeros(hparams.z_size, np.float32)) for i in range(count)]
-
-    def draw():
-        for _ in inference.generate(model, codes, hparams.max_seq_len, batch_size=count):
-            pass
+    def draw_chunk():
+        ops.convert_to_numpy(draw(z, np.ones(batch, bool), rows, state, randoms)[2])
 
     return {
-        "encoded_per_second": inference.ENCODING_BATCH / common.seconds(encode_batch, 5),
-        "drawn_per_second": count / common.seconds(draw, 2),
+        "sketches_encoded_per_second": (count - first) / seconds,
+        "rows_drawn_per_second": batch * inference.CHUNK / common.seconds(draw_chunk, 5),
     }
 
 
@@ -179,11 +197,14 @@ def main() -> None:
     found["waits"] = []
     for row in waits(data, sizes, *((3, (1, 2)) if tiny else (30, (1, 2, 4, 8)))):
         found["waits"].append(row)
-        wait = f"{1e3 * row['wait_seconds']:.2f} ms a batch, {row['share']:.1%} of the time"
-        print(f"waiting for {row['workers']} workers: {wait}", flush=True)
-    found["sampling"] = sampling(data, sizes, 8 if tiny else 256)
+        print(
+            f"{row['workers']:2} workers: {1e3 * row['iteration_seconds']:7.2f} ms an iteration, "
+            f"{1e3 * row['wait_seconds']:.2f} of it waiting for a batch ({row['share']:.1%})",
+            flush=True,
+        )
+    found["sampling"] = sampling(data, sizes, 128 if tiny else 4096)
     for name, rate in found["sampling"].items():
-        print(f"sketches {name.replace('_', ' ')}: {rate:,.1f}")
+        print(f"{name.replace('_', ' ')}: {rate:,.0f}")
     found["peak_bytes"] = peak_bytes()
     if found["peak_bytes"] is not None:
         print(f"peak memory of the device: {found['peak_bytes'] / 1e9:.2f} GB")

@@ -87,6 +87,13 @@ with _plain_interrupt(), _native_stderr_hidden():
         tensorflow.config.list_physical_devices()
         # Its advice on retracing, for a model that meets a few shapes of batches.
         tensorflow.get_logger().setLevel("ERROR")
+        # A GPU's fast products would round float32 inputs to 11 bits.
+        tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    else:
+        import jax
+
+        if jax.config.jax_default_matmul_precision is None:  # the user has no wish of their own
+            jax.config.update("jax_default_matmul_precision", "highest")
     # Its notes on kinds of devices that it did not find.
     logging.getLogger("jax").setLevel(logging.WARNING)
 

@@ -15,9 +15,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from batches import BatchShape
-from support.backend import keras
+from batches import Batch, BatchShape
+from support.backend import has_gpu, keras
 from support.files import UserError
+
+MAX_PIECES = 16  # of an array on its way to a GPU, which takes several at a time
+MIN_PIECE = 2**20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,45 @@ class DeviceGroup:
     def barrier(self) -> None:
         """Returns when every process has come here."""
         self.any(False)
+
+
+def sent_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches on a GPU, each sent there while the one before it is in use (JAX).
+
+    Elsewhere, and where several devices share a batch, they come as they are. Sending a batch of
+    default sizes takes 20 ms in one piece and 6 ms in several, and an update then 15 ms (H200,
+    mixed_bfloat16); without this the GPU would wait most of the time.
+    """
+    with contextlib.closing(batches):
+        if not _sends():
+            yield from batches
+            return
+        sent = None
+        for batch in batches:
+            earlier, sent = sent, to_device(batch)
+            if earlier is not None:
+                yield earlier
+        if sent is not None:
+            yield sent
+
+
+def to_device(arrays: Batch) -> Batch:
+    """Starts to send arrays to a GPU, where `sent_ahead` does so, without waiting for it."""
+    return {name: _send(x) for name, x in arrays.items()} if _sends() else arrays
+
+
+def _sends() -> bool:
+    on_jax = keras.backend.backend() == "jax"
+    return on_jax and has_gpu() and not keras.distribution.distribution()
+
+
+def _send(x: np.ndarray):
+    import jax
+
+    pieces = min(MAX_PIECES, len(x), x.nbytes // MIN_PIECE)
+    if pieces < 2:
+        return jax.device_put(x)
+    return jax.numpy.concatenate(jax.device_put(np.array_split(x, pieces)))
 
 
 def is_main_process() -> bool:

@@ -292,11 +292,14 @@ def serve(descriptors: list[int]) -> None:
                 function = packed.load(shared)
             buffers.next_result[:] = [] if slot is None else [slots[slot]]
             result = function(item)
-            answer = _sent(result) if slot is None else slots[slot].pack(result)
-            pickle.dump((answer, None), results, protocol=5)
+            answer = _sent(result) if slot is None else slots[slot].pack(result), None
         except Exception as error:
-            pickle.dump((nowhere, error), results, protocol=5)
-        results.flush()
+            answer = nowhere, error
+        try:
+            pickle.dump(answer, results, protocol=5)
+            results.flush()
+        except BrokenPipeError:  # the caller was killed, and that is its terminal's to show
+            os._exit(1)
 
 
 def _sent(obj: Any) -> _Packed:

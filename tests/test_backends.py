@@ -90,6 +90,38 @@ def test_a_run_moves_to_the_other_backend(runs, compiled, on_both):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=name)
 
 
+def test_batches_are_sent_one_ahead(monkeypatch):
+    """A GPU gets the same numbers, whole or in pieces, a batch before they are needed, and none is
+    made that nobody asked for."""
+    jax = pytest.importorskip("jax")
+    rng, made, closed = np.random.default_rng(0), [], []
+
+    def stream(count):
+        try:
+            for _ in range(count):
+                large = rng.integers(0, 256, (5, 1000, 1000), np.uint8)
+                made.append({"large": large, "small": rng.random((5, 2), np.float32)})
+                yield made[-1]
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(devices, "_sends", lambda: True)
+    sent = devices.sent_ahead(stream(4))
+    for i, batch in enumerate(sent):
+        assert len(made) == min(i + 2, 4)
+        for name, value in batch.items():
+            assert isinstance(value, jax.Array) and value.dtype == made[i][name].dtype
+            np.testing.assert_array_equal(value, made[i][name])
+    assert i == 3 and closed == [True]
+    assert list(devices.sent_ahead(stream(0))) == []
+    sent = devices.sent_ahead(stream(4))
+    next(sent)
+    sent.close()
+    assert len(closed) == 3
+    monkeypatch.setattr(devices, "_sends", lambda: False)
+    assert next(devices.sent_ahead(stream(1))) is made[-1]
+
+
 def test_tensorflow_takes_one_device():
     """More is refused in one line that names the backend to use."""
     if keras.backend.backend() != "tensorflow":

@@ -24,4 +24,6 @@ def test_gpu_benchmark_runs(compiled, tmp_path):
     assert [row["precision"] for row in found["updates"]] == ["float32", "mixed_bfloat16"]
     assert all(row["update_seconds"] > 0 for row in found["updates"])
     assert [row["workers"] for row in found["waits"]] == [1, 2]
-    assert found["sampling"]["encoded_per_second"] > 0 and found["sampling"]["drawn_per_second"] > 0
+    assert all(row["iteration_seconds"] > row["wait_seconds"] >= 0 for row in found["waits"])
+    assert found["sampling"]["sketches_encoded_per_second"] > 0
+    assert found["sampling"]["rows_drawn_per_second"] > 0

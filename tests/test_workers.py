@@ -129,6 +129,23 @@ def _local(plan):
 
 
 @pytest.mark.slow
+def test_processes_say_nothing_when_their_caller_is_killed():
+    """A killed training leaves the terminal as it was, also where a batch was being made."""
+    script = (
+        "import sys, time\n"
+        "from support import workers\n"
+        "made = workers.prefetch(time.sleep, iter(lambda: 0.5, None), 2, processes=True)\n"
+        "next(made); print('ready', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    caller = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **pipes)
+    assert caller.stdout.readline() == "ready\n"
+    caller.kill()
+    # To its end, which is there when the last process has gone.
+    assert caller.communicate(timeout=60)[1] == ""
+
+
+@pytest.mark.slow
 def test_processes_end_with_their_caller():
     """Processes end with a caller that is killed, and Ctrl-C is for it alone."""
     script = (
