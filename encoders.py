@@ -1,15 +1,16 @@
-"""Pictures to vectors by strided convolutions: a patch encoder that skips what is blank.
+"""Pictures to vectors by strided convolutions: a patch encoder that skips what is uniform.
 
 Shapes: N pictures, S a picture's side, C and D channels of a layer's inputs and outputs.
 
 A convolution of kernel 2 x 2 and stride 2 sees each window of four neighbours alone, and most of a
-picture of strokes is blank. So all blank cells of a level have one and the same value: where
-shapes may vary, the cells with ink are computed, and the blank one once (see `_Inked`). Elsewhere
-all are, in an order in which the four cells of a window are neighbours in memory (see `_Dense`).
+picture of strokes is blank, or inside a thick line. All blank cells of a level have one and the
+same value, and so have all that are full of ink: where shapes may vary, the mixed cells are
+computed, and of the uniform ones one of each kind (see `_Mixed`). Elsewhere all are, in an order in
+which the four cells of a window are neighbours in memory (see `_Dense`).
 
 Where S is no power of two, SAME padding puts zeros beyond the edges of a level. A cell that is cut
-by an edge has another value than a whole one even if it is blank; so a level may have five kinds
-of blank cells (see `_Grid`).
+by an edge has another value than a whole one even if it is blank; so a level then has five kinds of
+blank cells (see `_Grid`), and full ones count as mixed.
 """
 
 import math
@@ -22,11 +23,13 @@ from support.precision import MixedLayer, mixed_matmul, to_compute_dtype
 
 CHANNELS = (8, 32, 64, 128, 256, 512, 512)  # of SP-gra2seq
 CELL = 4  # side, in pixels, of what the first two convolutions see at a time
+# States of a cell; where nothing is cut, the first two are also the kinds of uniform cells.
+BLANK, FULL, MIXED = 0, 1, 2
 OUTSIDE = 4  # kind of the cells beyond the edges; 0 is whole, 1 to 3 are cut by an edge or two
 
 
-def skips_blank_cells() -> bool:
-    """Whether cells without ink are left out: only where shapes may vary, and pay off."""
+def skips_uniform_cells() -> bool:
+    """Whether uniform cells are left out: only where shapes may vary, and pay off."""
     return keras.backend.backend() == "tensorflow" and on_cpu()
 
 
@@ -52,8 +55,8 @@ class PatchEncoder(MixedLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        # Numbers of cells with ink are known to no compiler.
-        self.supports_jit = not skips_blank_cells()
+        # Numbers of mixed cells are known to no compiler.
+        self.supports_jit = not skips_uniform_cells()
         self.relus = [True] * (len(channels) - 1) + [last_relu]
         self.filters, self.biases = [], []
         if use_bias and not isinstance(seed, keras.random.SeedGenerator):
@@ -92,7 +95,7 @@ class PatchEncoder(MixedLayer):
         if pictures.shape[0] == 0:
             return ops.zeros((0, self.filters[-1].shape[-1]), self.variable_dtype)
         grid = _Grid(pictures.shape[1], len(self.filters))
-        cells = (_Inked if skips_blank_cells() else _Dense)(grid, pictures, self.compute_dtype)
+        cells = (_Mixed if skips_uniform_cells() else _Dense)(grid, pictures, self.compute_dtype)
         x = cells.pixels
         for layer, kernel in enumerate(self.filters):
             x = cells.multiply(x, layer, self.to_compute_dtype(kernel))
@@ -115,7 +118,7 @@ class _Grid:
         self.side, self.layers = side, layers
         self.padded = max(CELL, 2 ** math.ceil(math.log2(side)))
         self.is_cut = self.padded != side
-        self.kind_count = OUTSIDE + 1 if self.is_cut else 1
+        self.kind_count = OUTSIDE + 1 if self.is_cut else FULL + 1
 
     def width(self, layer: int) -> int:
         """Cells along a side that are not beyond the edges."""
@@ -126,7 +129,7 @@ class _Grid:
         return max(1, self.padded // 2 ** (layer + 1))
 
     def kinds(self, layer: int, width: int) -> np.ndarray:
-        """The kind of each of (width, width) cells, int32."""
+        """The kind of each of (width, width) blank cells, int32."""
         cell = min(2 ** (layer + 1), self.padded)
         starts = cell * np.arange(width)
         # 0 before the edge, 1 across it, 2 beyond it.
@@ -135,14 +138,16 @@ class _Grid:
         return np.where((down == 2) | (across == 2), OUTSIDE, 2 * down + across).astype(np.int32)
 
     def kinds_within(self, layer: int, below: int) -> np.ndarray:
-        """For each kind of cell of `layer`, the kinds of the cells of layer `below` in it.
+        """For each kind of uniform cell of `layer`, the kinds of the cells of layer `below` in it.
 
         Returns:
             int32 (kinds, F^2), row by row, F cells of `below` being as long as one of `layer`.
         """
         factor = 2 ** (layer - below)
         found = np.zeros((self.kind_count, factor * factor), np.int32)
-        if self.is_cut:
+        if not self.is_cut:
+            found[FULL] = FULL
+        else:
             width = self.width(layer) + 1  # one beyond the edges, too
             inner = self.kinds(below, factor * width).reshape(width, factor, width, factor)
             inner = inner.swapaxes(1, 2).reshape(width * width, -1)
@@ -267,16 +272,16 @@ def _to_cells(pictures):
 class _Link(NamedTuple):
     """How the cells of a level are made of those of the level below it.
 
-    There are K kinds of blank cells, the first rows of every level; after them come its n cells
-    with ink.
+    There are K kinds of uniform cells, the first rows of every level; after them come its n mixed
+    cells.
     """
 
     children: Any  # int32 (K + n, F): the rows of the cells within each cell
-    slots: Any  # int32 (n below,): where in the flat `children` each cell with ink stands
+    slots: Any  # int32 (n below,): where in the flat `children` each mixed cell stands
 
 
-class _Inked:
-    """The cells with ink alone, after one row for each kind of blank cells; in TensorFlow.
+class _Mixed:
+    """The mixed cells alone, after one row for each kind of uniform cells; in TensorFlow.
 
     A picture without ink costs the search for it, whatever the number of such pictures.
 
@@ -296,7 +301,10 @@ class _Inked:
         import tensorflow as tf
 
         kinds = self.grid.kind_count
-        x = _scaled(tf.concat([tf.zeros((kinds, CELL * CELL), tf.uint8), cells], 0), self.dtype)
+        uniform = np.zeros((kinds, CELL * CELL), np.uint8)
+        if not self.grid.is_cut:
+            uniform[FULL] = 255
+        x = _scaled(tf.concat([uniform, cells], 0), self.dtype)
         if not self.grid.is_cut:
             self.cell_kinds = None
             return x
@@ -365,69 +373,78 @@ def _take_cells(words, places):
 def _find_links(grid, words):
     """The `_Link` of each layer that joins cells, and of the pooling; the places of the cells.
 
-    From the smallest cells up: has a cell ink? From the whole pictures down: where are the cells
-    with ink? So the work below is as much as there is ink, and cells that are near each other
-    stay so in memory.
+    From the smallest cells up: what is a cell's state? From the whole pictures down: where are the
+    mixed cells? So the work below is as much as there are edges of lines, and cells that are near
+    each other stay so in memory.
     """
     import tensorflow as tf
 
-    ink = _has_ink(words)
+    states = _cell_states(grid, words)
     fours = {}
     for layer in range(2, grid.layers):
         if grid.width(layer - 1) == 1:
             break
-        fours[layer] = _join_four(ink)
-        ink = tf.cast(tf.not_equal(fours[layer], 0), tf.uint8)
+        fours[layer] = _join_four(states)
+        is_blank = tf.equal(fours[layer], BLANK)
+        states = _states(is_blank, tf.equal(fours[layer], FULL * 0x01010101))
     top = max(fours, default=1)
-    ink = tf.cast(tf.reshape(ink, (-1, grid.width(top) ** 2)), tf.int32)
-    link = _link(grid, ink, _kinds_of_level(grid, top)[None])
+    states = tf.cast(tf.reshape(states, (-1, grid.width(top) ** 2)), tf.int32)
+    kinds = _kinds_of_level(grid, top)[None] if grid.is_cut else states
+    link = _link(grid, states, kinds)
     links, places = {grid.layers: link}, link.slots
     for layer in range(top, 1, -1):
-        ink = tf.cast(
-            tf.bitcast(tf.gather(tf.reshape(fours[layer], (-1,)), places), tf.uint8), tf.int32
-        )
-        link = _link(grid, ink, _kinds_below(grid, layer, places))
-        links[layer] = _after_blank(grid, layer, link)
+        four = tf.gather(tf.reshape(fours[layer], (-1,)), places)
+        states = tf.cast(tf.bitcast(four, tf.uint8), tf.int32)
+        kinds = _kinds_below(grid, layer, places) if grid.is_cut else states
+        link = _link(grid, states, kinds)
+        links[layer] = _after_uniform(grid, layer, link)
         places = _places_below(grid, layer, places, link.slots)
     return links, places
 
 
-def _has_ink(words):
-    """int32 (N, 4 W, W) to uint8 (N, W, W): 1 for cells that are not blank."""
+def _cell_states(grid, words):
+    """int32 (N, 4 W, W) to the states of the smallest cells, uint8 (N, W, W)."""
     import tensorflow as tf
 
     width = words.shape[2]
-    a, b, c, d = tf.unstack(tf.reshape(words, (-1, width, CELL, width)), axis=2)
-    any_row = tf.bitwise.bitwise_or(tf.bitwise.bitwise_or(a, b), tf.bitwise.bitwise_or(c, d))
-    return tf.cast(tf.not_equal(any_row, 0), tf.uint8)
+    words = tf.reshape(words, (-1, width, CELL, width))
+    # All four words are 0 (no ink) or -1 (four pixels of it) if the largest and the least are.
+    # That takes a third of the time of joining their bits.
+    largest, least = tf.reduce_max(words, axis=2), tf.reduce_min(words, axis=2)
+    is_full = tf.equal(largest, -1) & tf.equal(least, -1) & (not grid.is_cut)
+    return _states(tf.equal(largest, 0) & tf.equal(least, 0), is_full)
 
 
-def _join_four(ink):
-    """uint8 (N, W, W), 0 or 1, to int32 (N, V, V), V = ceil(W / 2): the bytes of a window."""
+def _states(is_blank, is_full):
     import tensorflow as tf
 
-    width = ink.shape[1]
+    return FULL * tf.cast(is_full, tf.uint8) + MIXED * tf.cast(~(is_blank | is_full), tf.uint8)
+
+
+def _join_four(states):
+    """uint8 (N, W, W) to int32 (N, V, V), V = ceil(W / 2): the bytes of a window."""
+    import tensorflow as tf
+
+    width = states.shape[1]
     if width % 2:
-        ink = tf.pad(ink, ((0, 0), (0, 1), (0, 1)))
+        states = tf.pad(states, ((0, 0), (0, 1), (0, 1)))
     half = (width + 1) // 2
-    pairs = tf.bitcast(tf.reshape(ink, (-1, 2 * half, half, 2)), tf.uint16)
+    pairs = tf.bitcast(tf.reshape(states, (-1, 2 * half, half, 2)), tf.uint16)
     upper, lower = tf.unstack(tf.reshape(tf.cast(pairs, tf.int32), (-1, half, 2, half)), axis=2)
     return upper + lower * 2**16
 
 
 def _kinds_below(grid, layer, places):
-    """The kinds of the cells within the cells of `layer` at `places`, (n, 4) or (1, 4)."""
+    """The kinds of the cells within the cells of `layer` at `places`, if blank, (n, 4)."""
     import tensorflow as tf
 
-    if not grid.is_cut:
-        return np.zeros((1, 4), np.int32)
     width = grid.width(layer)
     kinds = grid.kinds(layer - 1, 2 * width).reshape(width, 2, width, 2).swapaxes(1, 2)
     return tf.gather(kinds.reshape(-1, 4), places % width**2)
 
 
 def _places_below(grid, layer, places, slots):
-    """Where the cells with ink of the layer below are, row by row and over all pictures."""
+    """Where the mixed cells of the layer below are, row by row and over all pictures."""
     import tensorflow as tf
 
     width, below = grid.width(layer), grid.width(layer - 1)
@@ -442,26 +459,34 @@ def _places_below(grid, layer, places, slots):
     return row_below * below + 2 * column + place % 2
 
 
-def _link(grid, ink, kinds):
-    """The `_Link` of cells whose parts' `ink` (n, F) is 0 or 1, in the order of the rows."""
+def _link(grid, states, kinds):
+    """The `_Link` of cells whose parts have these states (n, F), in the order of the rows.
+
+    Args:
+        grid: of the pictures.
+        states: of the parts.
+        kinds: of those that are uniform, (n, F) or (1, F).
+    """
     import tensorflow as tf
 
-    before = tf.cumsum(tf.reduce_sum(ink, axis=1), exclusive=True) + (grid.kind_count - 1)
-    row = tf.cumsum(ink, axis=1) + before[:, None]
-    slots = tf.where(tf.not_equal(tf.reshape(ink, (-1,)), 0))
-    return _Link(ink * (row - kinds) + kinds, tf.cast(tf.reshape(slots, (-1,)), tf.int32))
+    is_mixed = tf.equal(states, MIXED)
+    mixed = tf.cast(is_mixed, tf.int32)
+    before = tf.cumsum(tf.reduce_sum(mixed, axis=1), exclusive=True) + (grid.kind_count - 1)
+    row = tf.cumsum(mixed, axis=1) + before[:, None]
+    slots = tf.where(tf.reshape(is_mixed, (-1,)))
+    return _Link(tf.where(is_mixed, row, kinds), tf.cast(tf.reshape(slots, (-1,)), tf.int32))
 
 
-def _after_blank(grid, layer, link):
-    """The link of a level, its blank cells included."""
+def _after_uniform(grid, layer, link):
+    """The link of a level, its uniform cells included."""
     import tensorflow as tf
 
-    blank = grid.kinds_within(layer, layer - 1)
-    return _Link(tf.concat([blank, link.children], 0), link.slots + blank.size)
+    uniform = grid.kinds_within(layer, layer - 1)
+    return _Link(tf.concat([uniform, link.children], 0), link.slots + uniform.size)
 
 
-# A cell with ink stands in one slot alone. So its gradient is that slot's: one more gather, where
-# automatic differentiation would scatter. Only the few blank rows need sums.
+# A mixed cell stands in one slot alone. So its gradient is that slot's: one more gather, where
+# automatic differentiation would scatter. Only the few uniform rows need sums.
 
 
 def _linked_product(x, kernel, link, kinds, dtype):
@@ -471,7 +496,7 @@ def _linked_product(x, kernel, link, kinds, dtype):
         x: (rows below, C) from `to_compute_dtype`.
         kernel: (4 C, D), likewise.
         link: what the parts of each cell are.
-        kinds: the number of blank rows in front.
+        kinds: the number of uniform rows in front.
         dtype: what products are made in.
 
     Returns:
@@ -487,12 +512,12 @@ def _linked_product(x, kernel, link, kinds, dtype):
             d = to_compute_dtype(d, dtype)
             d_parts = tf.reshape(tf.matmul(d, kernel, transpose_b=True), (-1, x.shape[1]))
             by_slot = tf.reshape(
-                tf.matmul(_blanks(link, kinds), d, transpose_a=True), (4, kinds, -1)
+                tf.matmul(_uniform_parts(link, kinds), d, transpose_a=True), (4, kinds, -1)
             )
             kernels = tf.reshape(kernel, (4, x.shape[1], -1))
-            d_blank = tf.reduce_sum(tf.matmul(by_slot, kernels, transpose_b=True), axis=0)
+            d_uniform = tf.reduce_sum(tf.matmul(by_slot, kernels, transpose_b=True), axis=0)
             return (
-                _gradient_of_rows(d_parts, d_blank, link),
+                _gradient_of_rows(d_parts, d_uniform, link),
                 tf.matmul(parts, d, transpose_a=True),
             )
 
@@ -508,24 +533,24 @@ def _linked_rows(x, link, kinds):
     @tf.custom_gradient
     def rows(x):
         def gradient(d):
-            blanks = tf.reshape(_blanks(link, kinds), (-1, kinds))
-            return _gradient_of_rows(d, tf.matmul(blanks, d, transpose_a=True), link)
+            parts = tf.reshape(_uniform_parts(link, kinds), (-1, kinds))
+            return _gradient_of_rows(d, tf.matmul(parts, d, transpose_a=True), link)
 
         return tf.gather(x, tf.reshape(link.children, (-1,))), gradient
 
     return rows(x)
 
 
-def _blanks(link, kinds):
-    """Which parts of the cells are blank, and of which kind: 0 or 1, float32 (cells, F kinds)."""
+def _uniform_parts(link, kinds):
+    """Which parts of the cells are uniform, of which kind: 0 or 1, float32 (cells, F kinds)."""
     import tensorflow as tf
 
     is_kind = tf.equal(link.children[:, :, None], tf.range(kinds))
     return tf.cast(tf.reshape(is_kind, (-1, link.children.shape[1] * kinds)), tf.float32)
 
 
-def _gradient_of_rows(d_parts, d_blank, link):
-    """(cells F, C) and that of the blank rows (K, C) to (K + n, C)."""
+def _gradient_of_rows(d_parts, d_uniform, link):
+    """(cells F, C) and that of the uniform rows (K, C) to (K + n, C)."""
     import tensorflow as tf
 
-    return tf.concat([d_blank, tf.gather(d_parts, link.slots)], 0)
+    return tf.concat([d_uniform, tf.gather(d_parts, link.slots)], 0)

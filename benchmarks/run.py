@@ -5,7 +5,7 @@ python benchmarks/run.py [--only=crop,train] [--json=FILE] [--full]
 `published~` is an estimate: the published implementation's times on another machine, scaled by
 what simple loops, products and copies take on both. The floor is the time of the same
 multiplications as bare matrix products (of the patch encoder those of all cells of the pictures
-that are not blank, though cells without ink are skipped where that pays), or of copying the same
+that are not blank, though uniform cells are skipped where that pays), or of copying the same
 bytes. Every stage runs in a process of its own, which gives its peak memory. Run it on a machine
 that has nothing else to do, and read ratios: they vary less than times.
 """

@@ -163,7 +163,7 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
         return network.embed(patches)
 
     def dense_encoder(patches):
-        with mock.patch.object(encoders, "skips_blank_cells", lambda: False):
+        with mock.patch.object(encoders, "skips_uniform_cells", lambda: False):
             return network.embed(patches)
 
     def graph(embeddings):

@@ -22,13 +22,13 @@ METHODS = {
 SIDES = [1, 2, 3, 4, 6, 30, 64, 100, 128, 130, 200, 250, 256]
 
 
-@pytest.fixture(params=["skipping blank cells", "dense"])
+@pytest.fixture(params=["skipping", "dense"])
 def way(request, monkeypatch):
     """Both ways to compute, where the backend has them."""
     skipping = request.param != "dense"
     if skipping and keras.backend.backend() != "tensorflow":
         pytest.skip("shapes may vary in TensorFlow alone")
-    monkeypatch.setattr(encoders, "skips_blank_cells", lambda: skipping)
+    monkeypatch.setattr(encoders, "skips_uniform_cells", lambda: skipping)
 
 
 def relative(ours, theirs) -> float:
@@ -37,10 +37,12 @@ def relative(ours, theirs) -> float:
 
 
 def drawn(side, count=4, seed=0):
-    """Pictures (count, side, side): noise, blank, and a few lines."""
+    """Pictures (count, side, side): noise, blank, and a few lines beside a square full of ink."""
     rng = np.random.default_rng(seed)
     pictures = np.zeros((count, side, side), np.uint8)
     for picture in pictures[2:]:
+        left, top = rng.integers(0, side // 2 + 1, 2)
+        picture[top : top + side // 2, left : left + side // 2] = 255
         for _ in range(3):
             ends = rng.uniform(0, side - 1, (2, 2))
             points = np.linspace(*ends, 2 * side).round().astype(int)
@@ -137,46 +139,50 @@ def test_convolutions_of_the_backend_agree(way, side):
 @pytest.mark.parametrize("side", [64, 130])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.slow
-def test_blank_pictures_need_no_special_case(way, method, side):
-    """Batches of nothing, of one, and of blank pictures alone: vectors and gradients."""
+def test_uniform_pictures_need_no_special_case(way, method, side):
+    """Batches of nothing, of one, of blank and of full pictures alone: vectors and gradients."""
     encoder = PatchEncoder(**METHODS[method], seed=0)
     pictures = drawn(side, 3)
     together = np.asarray(encoder(pictures))
     assert encoder(pictures[:0]).shape == (0, together.shape[1])
     for i in range(3):
         assert relative(encoder(pictures[i : i + 1]), together[i]) < FORWARD
-    ours, theirs, pairs = both_of(encoder, np.zeros((5, side, side), np.uint8))
-    assert relative(ours, theirs) < FORWARD
-    for name, one, other in pairs:
-        assert relative(one, other) < GRADIENT, name
-    blank = np.asarray(ours)
-    np.testing.assert_array_equal(blank, np.broadcast_to(blank[0], blank.shape))
+    for pixel in (0, 255):
+        ours, theirs, pairs = both_of(encoder, np.full((5, side, side), pixel, np.uint8))
+        assert relative(ours, theirs) < FORWARD
+        for name, one, other in pairs:
+            assert relative(one, other) < GRADIENT, name
+        vectors = np.asarray(ours)
+        if pixel == 0:
+            np.testing.assert_array_equal(vectors, np.broadcast_to(vectors[0], vectors.shape))
     for gradient in gradients(lambda: ops.sum(encoder(pictures[:0])), encoder.trainable_variables):
         assert not np.asarray(gradient).any()
 
 
 @pytest.mark.parametrize("side", [64, 130, 256])
-def test_blank_pixels_cost_nothing(side):
-    """What is computed are the cells with ink, and a handful of blank ones for all pictures."""
+def test_uniform_cells_cost_nothing(side):
+    """What is computed are the cells with ink that are not full of it (where the side is no power
+    of two, all with ink), and a handful of uniform ones for all pictures."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("shapes may vary in TensorFlow alone")
     pictures = drawn(side, 30)[1:]
     pictures[10:] = 0
+    pictures[20:] = 255
+
+    def count(size):
+        margin = -side % size
+        padded = np.pad(pictures, ((0, 0), (0, margin), (0, margin)))
+        across = (side + margin) // size
+        cells = padded.reshape(-1, across, size, across, size)
+        mixed = cells.any(axis=(2, 4)) & ~((cells == 255).all(axis=(2, 4)) & (side != 130))
+        return mixed.sum() + (2 if side != 130 else 5)
+
     grid = encoders._Grid(side, len(CHANNELS))
-    cells = encoders._Inked(grid, pictures, "float32")
-    margin = -side % 4
-    padded = np.pad(pictures, ((0, 0), (0, margin), (0, margin)))
-    across = (side + margin) // 4
-    with_ink = padded.reshape(-1, across, 4, across, 4).any(axis=(2, 4)).sum()
-    assert len(cells.pixels) == with_ink + (1 if side != 130 else 5)
+    cells = encoders._Mixed(grid, pictures, "float32")
+    assert len(cells.pixels) == count(4)
     for layer, link in cells.links.items():
         if layer < len(CHANNELS):
-            size = 2 ** (layer + 1)
-            margin = -side % size
-            padded = np.pad(pictures, ((0, 0), (0, margin), (0, margin)))
-            across = (side + margin) // size
-            with_ink = padded.reshape(-1, across, size, across, size).any(axis=(2, 4)).sum()
-            assert len(link.children) == with_ink + (1 if side != 130 else 5)
+            assert len(link.children) == count(2 ** (layer + 1))
 
 
 @pytest.mark.slow
