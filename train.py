@@ -186,7 +186,7 @@ def update(model: SPGra2Seq, batch: dict[str, np.ndarray]) -> dict[str, float]:
     """
     if not keras.distribution.distribution():
         # On JAX, `train_on_batch` would send it to the device twice.
-        batch = {name: ops.convert_to_tensor(value) for name, value in batch.items()}
+        batch = {name: ops.convert_to_tensor(x) for name, x in devices.to_device(batch).items()}
     losses = model.train_on_batch(batch, return_dict=True)
     return {name: float(losses[name]) for name in ("reconstruction", "clustering")}
 

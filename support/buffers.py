@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+ALIGNMENT = 64  # bytes: a backend takes memory as it is that begins at a multiple of it
+
 _idle: list[tuple[memoryview, dict]] = []  # memory that no array refers to, and its notes
 
 
@@ -35,7 +37,9 @@ def reusable_buffer(size: int) -> tuple[np.ndarray, dict]:
         return np.frombuffer(shared.at_least(size), np.uint8, size), shared.notes
     memory, notes = _idle.pop() if _idle else (memoryview(b""), {})
     if memory.nbytes < size:
-        memory, notes = memoryview(np.empty(size, np.uint8)), {}
+        whole = np.empty(size + ALIGNMENT, np.uint8)
+        first = -whole.ctypes.data % ALIGNMENT
+        memory, notes = memoryview(whole[first : first + size]), {}
     # All views of this array, and views of them, keep it alive, for it is no view of an array.
     owner = np.frombuffer(memory, np.uint8, size)
     weakref.finalize(owner, _idle.append, (memory, notes)).atexit = False

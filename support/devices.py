@@ -12,15 +12,17 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from batches import Batch, BatchShape
-from support.backend import has_gpu, keras
+from support.backend import has_gpu, keras, on_cpu
+from support.buffers import ALIGNMENT
 from support.files import UserError
 
 MAX_PIECES = 16  # of an array on its way to a GPU, which takes several at a time
-MIN_PIECE = 2**20  # bytes
+MIN_PIECE = 2**20  # bytes; what is smaller is neither cut nor shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +86,15 @@ class DeviceGroup:
         self.any(False)
 
 
-def sent_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Batches on a GPU, each sent there while the one before it is in use (JAX).
+def sent_ahead(batches: Iterator[Batch]) -> Iterator[dict[str, Any]]:
+    """Batches as `to_device` makes them, sent to a GPU while the one before is in use (JAX).
 
-    Elsewhere, and where several devices share a batch, they come as they are. Sending a batch of
-    default sizes takes 20 ms in one piece and 6 ms in several, and an update then 15 ms (H200,
-    mixed_bfloat16); without this the GPU would wait most of the time.
+    Sending a batch of default sizes takes 20 ms in one piece and 6 ms in several, and an update
+    then 15 ms (H200, mixed_bfloat16): without this the GPU would wait most of the time.
     """
     with contextlib.closing(batches):
         if not _sends():
-            yield from batches
+            yield from map(to_device, batches)
             return
         sent = None
         for batch in batches:
@@ -104,9 +105,18 @@ def sent_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield sent
 
 
-def to_device(arrays: Batch) -> Batch:
-    """Starts to send arrays to a GPU, where `sent_ahead` does so, without waiting for it."""
-    return {name: _send(x) for name, x in arrays.items()} if _sends() else arrays
+def to_device(arrays: Batch) -> dict[str, Any]:
+    """Arrays as the backend takes them; they must not be written to from now on.
+
+    With JAX they are on their way to a GPU. With TensorFlow on a CPU, which would copy them twice,
+    large ones become tensors in the same memory. Else, and where several devices share them, they
+    stay what they are.
+    """
+    if _sends():
+        return {name: _send(x) for name, x in arrays.items()}
+    if keras.backend.backend() == "tensorflow" and on_cpu():
+        return {name: _share(x) for name, x in arrays.items()}
+    return arrays
 
 
 def _sends() -> bool:
@@ -121,6 +131,16 @@ def _send(x: np.ndarray):
     if pieces < 2:
         return jax.device_put(x)
     return jax.numpy.concatenate(jax.device_put(np.array_split(x, pieces)))
+
+
+def _share(x: np.ndarray):
+    import tensorflow as tf
+
+    # Memory that begins elsewhere would end the process.
+    fits = x.flags.c_contiguous and x.flags.writeable and x.ctypes.data % ALIGNMENT == 0
+    if x.nbytes < MIN_PIECE or not fits:
+        return x
+    return tf.experimental.dlpack.from_dlpack(x.__dlpack__())
 
 
 def is_main_process() -> bool:

@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from support import buffers
+from support.buffers import ALIGNMENT
 from support.checks import check_workers
 from support.files import UserError
 
 MAX_WORKERS = 16
 SLOTS = 3  # results of a process that may be in use at the same time without being copied
 MIN_SHARED = 2**14  # bytes from which on an array is shared and not sent
-ALIGNMENT = 64
 SECONDS_TO_END = 10  # that a process gets
 ROOT = str(Path(__file__).parents[1])
 # A service that is stopped may signal all of its processes; the caller decides when to end.

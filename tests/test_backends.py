@@ -29,7 +29,7 @@ import unroll
 from batches import training_batches
 from hparams import parse_hparams
 from model import Adam, SPGra2Seq
-from support import devices
+from support import buffers, devices
 from support.backend import keras
 from support.files import UserError
 
@@ -119,7 +119,31 @@ def test_batches_are_sent_one_ahead(monkeypatch):
     sent.close()
     assert len(closed) == 3
     monkeypatch.setattr(devices, "_sends", lambda: False)
-    assert next(devices.sent_ahead(stream(1))) is made[-1]
+    assert next(devices.sent_ahead(stream(1)))["small"] is made[-1]["small"]
+
+
+def test_large_arrays_are_shared_with_tensorflow(monkeypatch):
+    """What begins where TensorFlow needs it is not copied, and lives as long as its tensor;
+    anything else comes as it is: it would end the process."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("about TensorFlow")
+    monkeypatch.setattr(devices, "on_cpu", lambda: True)
+    monkeypatch.setattr(buffers, "_idle", [])
+    size = 2 * devices.MIN_PIECE
+    memory, _ = buffers.reusable_buffer(size)
+    memory[:] = 1
+    large = memory.reshape(2, -1)
+    batch = {"large": large, "cut": large[:, 1:], "moved": memory[1:], "small": np.ones(3)}
+    taken = devices.to_device(batch)
+    assert not isinstance(taken["large"], np.ndarray) and taken["large"].dtype == "uint8"
+    assert all(taken[name] is batch[name] for name in ("cut", "moved", "small"))
+    large[1, 5] = 9
+    assert int(taken["large"][1, 5]) == 9
+    kept = taken["large"]
+    del memory, large, batch, taken
+    assert buffers._idle == []
+    del kept
+    assert len(buffers._idle) == 1
 
 
 def test_tensorflow_takes_one_device():
