@@ -1,7 +1,11 @@
 """Each stage of sample.py, and the ranking of Ret."""
 
+import itertools
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import common
 import numpy as np
@@ -12,7 +16,9 @@ import sample
 from batches import make_graphs
 from hparams import HParams
 from model import SPGra2Seq
+from support import devices
 from support.backend import compiled, ops
+from support.workers import prefetch
 
 KERNELS = {
     "crop": "python_loop",
@@ -39,7 +45,8 @@ def sampling(size: str, count: int) -> dict:
 
     Returns:
         Per stage (crop, encode, decode, write, whole) seconds here, the published implementation's
-        scaled (None at sizes where it was not timed), and the floor of encode and decode.
+        scaled (None at sizes where it was not timed), and the floor of encode and decode. `whole`
+        is all stages as sample.py does them, writing beside the rest.
     """
     hparams = HParams(**common.SIZES[size])
     steps = hparams.max_seq_len
@@ -66,7 +73,7 @@ def sampling(size: str, count: int) -> dict:
 
     def encode():
         for nodes in packed:
-            ops.convert_to_numpy(encode_nodes(nodes))
+            ops.convert_to_numpy(encode_nodes(devices.to_device(nodes)))
 
     z = rng.standard_normal((count, hparams.z_size)).astype(np.float32)
     draw = compiled(
@@ -83,13 +90,24 @@ def sampling(size: str, count: int) -> dict:
             ops.convert_to_numpy(chunk)
             fresh = np.zeros(count, bool)
 
-    def write():
-        with tempfile.TemporaryDirectory() as folder:
-            for i, sketch in enumerate(sketches):
-                sample.write_sample(Path(folder), (0, i), sketch, z[i], sample.PICTURES)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = itertools.count()
 
-    stages = {"crop": crop, "encode": encode, "decode": decode, "write": write}
-    here = {stage: common.seconds(function) / count for stage, function in stages.items()}
+        def write_to_new_directory():
+            directory = Path(folder) / str(next(numbers))
+            directory.mkdir()
+            return lambda i, sketch: sample.write_sample(
+                directory, (0, i), sketch, z[i], sample.PICTURES
+            )
+
+        def write():
+            write_one = write_to_new_directory()
+            for i, sketch in enumerate(sketches):
+                write_one(i, sketch)
+
+        stages = {"crop": crop, "encode": encode, "decode": decode, "write": write}
+        here = {stage: common.seconds(function) / count for stage, function in stages.items()}
+        here["whole"] = _whole(model, 3 * sketches, 3 * seeds, count, write_to_new_directory())
     kernels = common.calibration()
     pictures = sum(common.pictures_with_ink(batch["patches"]) for batch in packed) / count
     floors = {
@@ -98,6 +116,8 @@ def sampling(size: str, count: int) -> dict:
         "decode": steps * common.decoder_products(hparams),
     }
     theirs = _published(hparams.dec_rnn_size, steps, kernels)
+    if theirs:
+        theirs["whole"] = sum(theirs.values())
     stages = {
         stage: {
             "here": time,
@@ -106,9 +126,40 @@ def sampling(size: str, count: int) -> dict:
         }
         for stage, time in here.items()
     }
-    whole = sum(theirs.values()) if theirs else None
-    stages["whole"] = {"here": sum(here.values()), "published": whole, "floor": None}
     return {"size": size, "stages": stages}
+
+
+def _whole(
+    model: SPGra2Seq,
+    sketches: list[np.ndarray],
+    seeds: list[np.ndarray],
+    count: int,
+    write: Callable[[int, np.ndarray], None],
+) -> float:
+    """Seconds a sketch from when the first `count` are drawn until all are, those before the last
+    `count` being written meanwhile."""
+    draw_rows, times = inference.sample_rows, []
+
+    def unending_rows(*args):
+        rows = draw_rows(*args)
+        return ops.concatenate([rows[:, :4], ops.zeros_like(rows[:, 4:])], axis=1)
+
+    def draw():
+        encoded = inference.encode_sketches(
+            model, sketches, mask_prob=0.1, seeds=seeds, keys=[(i,) for i in range(len(sketches))]
+        )
+        codes = ((found.key, found.code) for found in encoded)
+        for found in inference.generate(model, codes, model.hparams.max_seq_len, batch_size=count):
+            times.append(time.perf_counter())
+            yield found
+
+    def write_drawn(found):
+        write(found.key[0] % count, found.sketch)
+
+    with mock.patch.object(inference, "sample_rows", unending_rows):
+        for _ in prefetch(write_drawn, draw(), workers=1, ahead=count):
+            pass
+    return (times[-1] - times[count - 1]) / (len(sketches) - count)
 
 
 def _published(units: int, steps: int, kernels: dict[str, float]) -> dict[str, float]:
