@@ -21,9 +21,10 @@ import urllib3
 from absl import flags
 
 from dataset import read_sketch_file
-from hparams import find_option_file, parse_hparams
+from hparams import parse_hparams
 from support import cli
 from support.files import UserError, one_line, read_text
+from support.option_text import find_option_file
 from support.output_dir import write_to
 from support.quickdraw import CATEGORIES, nearest
 

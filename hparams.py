@@ -14,15 +14,14 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from methods import METHODS, Method, shared_options, unused_options
-from support.files import UserError, read_json, read_text, write_json
+from support.files import UserError, read_json, write_json
+from support.option_text import read_options, shown
 
 CONFIG_NAME = "model_config.json"
-ROOT = Path(__file__).parent
 AUTO = "auto"  # of an option: what suits the method
 MAX_ROWS = 10**6  # of a sketch
 MAX_MEMORY = 10**12  # bytes of a training step; no device has as much
 
-_SWITCHES = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "above",
@@ -220,7 +219,7 @@ class HParams(BaseModel):
     @classmethod
     def _check_method(cls, method: str) -> str:
         if method not in METHODS:
-            raise ValueError(f"{_shown(method)} is not allowed")
+            raise ValueError(f"{shown(method)} is not allowed")
         return method
 
     @field_validator("categories")
@@ -233,16 +232,16 @@ class HParams(BaseModel):
             if not name.strip():
                 raise ValueError("a name is empty")
             if "/" in name or "\\" in name or not name.isprintable():
-                raise ValueError(f"{_shown(name)} can't be part of a file name")
+                raise ValueError(f"{shown(name)} can't be part of a file name")
             if name in names[:place]:
-                raise ValueError(f"{_shown(name)} is given twice")
+                raise ValueError(f"{shown(name)} is given twice")
         return names
 
     @field_validator("max_seq_len")
     @classmethod
     def _check_max_seq_len(cls, length: int) -> int:
         if not (1 <= length <= MAX_ROWS or length == -1):
-            raise ValueError(f"{_shown(length)} is not allowed")
+            raise ValueError(f"{shown(length)} is not allowed")
         return length
 
     @model_validator(mode="after")
@@ -254,7 +253,7 @@ class HParams(BaseModel):
             value, known = getattr(self, name), getattr(self.traits, name)
             if value != AUTO and value not in known:
                 raise ValueError(
-                    f"option {name}: {_shown(value)} is not allowed with method={self.method}; "
+                    f"option {name}: {shown(value)} is not allowed with method={self.method}; "
                     f"allowed: {' or '.join([AUTO, *known])}"
                 )
         patches = self.batch_size * (self.graph_number - 1)
@@ -292,64 +291,18 @@ def parse_hparams(text: str, base: HParams | None = None) -> HParams:
 
     An option that the method does not use is refused, even at its default.
 
-    Commas separate options except inside brackets and quotes, names may stand in ' or ", and
-    spaces around a name or value don't count. `@FILE` stands for the options of a file: one or
-    more on a line, comments after #. FILE is looked for in the present directory, then in that of
-    the program. Options beside `@FILE` come before those in the file. What is not given comes
-    from `base`, or else from the defaults.
+    What is not given comes from `base`, or else from the defaults. How a text is read, files of
+    options included: see `read_options`.
 
     `UserError` for anything that is not understood or not allowed, and for a file that can't be
     read.
     """
-    given = _given(text)
+    given = read_options(text, {name: option.get("type") for name, option in _schema().items()})
     hparams = (base or HParams()).replace(**given)
     for name in unused_options(hparams.method):
         if name in given and given[name] != AUTO:
             raise UserError(_not_used(name, hparams.method))
     return hparams
-
-
-def _given(text: str, opened: tuple[Path, ...] = ()) -> dict[str, object]:
-    """The options of a text, converted; `opened` are the option files that led to it."""
-    of_files: dict[str, object] = {}
-    given: dict[str, object] = {}
-    for piece in _split(text) if text.strip() else []:
-        if piece.startswith("@"):
-            of_files |= _of_file(_unquote(piece[1:].strip()), opened)
-            continue
-        name, equals, value = (part.strip() for part in piece.partition("="))
-        if not equals:
-            raise UserError(
-                f"option {_shown(piece)} has no '='; write name=value, several with commas "
-                "between them, and lists in brackets: categories=[bee,bus]"
-            )
-        if name in given:
-            raise UserError(f"option {_shown(name)} is given twice")
-        try:
-            given[name] = _convert(value, _schema().get(name, {}).get("type"))
-        except UserError as error:
-            raise UserError(f"option {name}: {error}") from None
-    return of_files | given
-
-
-def find_option_file(name: str) -> Path:
-    """Where an option file is: in the present directory or, if not there, in the program's."""
-    path = Path(name)
-    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
-
-
-def _of_file(name: str, opened: tuple[Path, ...]) -> dict[str, object]:
-    """The options of a file, those of the files that it names included."""
-    path = find_option_file(name)
-    if path.resolve() in opened:
-        raise UserError(f"{path}: names itself, by way of @{opened[-1].name}")
-    lines = (line.partition("#")[0].strip().rstrip(",") for line in read_text(path).splitlines())
-    text = ",".join(filter(None, lines)).replace("[,", "[").replace(",]", "]")
-    try:
-        return _given(text, (*opened, path.resolve()))
-    except UserError as error:
-        inner = str(error)
-        raise UserError(inner if inner.startswith(str(path)) else f"{path}: {inner}") from None
 
 
 class ModelConfig(NamedTuple):
@@ -379,7 +332,7 @@ def read_config(path: str | Path, allow_unknown: bool = False) -> ModelConfig:
     """
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no options, but {_shown(values)}")
+        raise UserError(f"{path}: holds no options, but {shown(values)}")
     scale_factor = _check_scale_factor(values.pop("scale_factor", None), path)
     strange = [name for name in values if name not in _schema()] if allow_unknown else []
     unknown = {name: values.pop(name) for name in strange}
@@ -406,50 +359,6 @@ def describe_options() -> str:
         f"{name}={default}: {description} ({allowed})"
         for name, default, allowed, description in option_rows()
     )
-
-
-def _split(text: str) -> list[str]:
-    """Cut at the commas outside brackets and quotes; `UserError` where one of these is open."""
-    pieces, start, quote, depth = [], 0, "", 0
-    for place, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "[]":
-            depth += 1 if char == "[" else -1
-            if depth not in (0, 1):
-                raise UserError(f"unbalanced or nested brackets in {_shown(text[start:])}")
-        elif char == "," and depth == 0:
-            pieces.append(text[start:place].strip())
-            start = place + 1
-    if quote or depth:
-        missing = quote or "]"
-        raise UserError(f"unbalanced, a closing {missing} is missing: {_shown(text[start:])}")
-    return [*pieces, text[start:].strip()]
-
-
-def _convert(text: str, kind: str | None) -> object:
-    """Turn text into the JSON type `kind`; what doesn't fit stays text, for `HParams` to refuse."""
-    if kind == "array" and text.startswith("[") and text.endswith("]"):
-        inside = text[1:-1]
-        return [_unquote(name) for name in _split(inside)] if inside.strip() else []
-    if kind == "string":
-        return _unquote(text)
-    if kind == "boolean":
-        return _SWITCHES.get(text, text)
-    try:
-        return {"integer": int, "number": float}.get(kind, str)(text)
-    except ValueError:
-        return text
-
-
-def _unquote(text: str) -> str:
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    name, forbidden = (text[1:-1], text[0]) if quoted else (text, "'\"")
-    if any(char in name for char in forbidden):
-        raise UserError(f"a quote inside {_shown(text)}; put the whole name in the other quotes")
-    return name
 
 
 @functools.cache
@@ -481,17 +390,17 @@ def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         if first["type"] == "string_unicode":  # half of a character
-            return f"unknown option {_shown(first['input'])}"
+            return f"unknown option {shown(first['input'])}"
         return str(first["ctx"]["error"])
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name.lower(), _schema(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_schema())}"
-        return f"unknown option {_shown(name)}: {hint}"
+        return f"unknown option {shown(name)}: {hint}"
     if first["type"] == "value_error":
         problem = str(first["ctx"]["error"])
     else:
-        problem = f"{_shown(first['input'])} is not allowed"
+        problem = f"{shown(first['input'])} is not allowed"
     return f"option {name}: {problem}; allowed: {_allowed(name)}"
 
 
@@ -502,10 +411,5 @@ def _check_scale_factor(value: object, path: str | Path) -> float | None:
     if number and 0 < value <= sys.float_info.max:
         return float(value)
     raise UserError(
-        f"{path}: scale_factor: {_shown(value)} is not allowed; allowed: a number above 0, or null"
+        f"{path}: scale_factor: {shown(value)} is not allowed; allowed: a number above 0, or null"
     )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
