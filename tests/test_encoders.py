@@ -7,7 +7,9 @@ from autodiff import gradients
 from scipy import stats
 
 import encoders
+from dense_cells import Grid
 from encoders import CHANNELS, PatchEncoder
+from mixed_cells import MixedCells
 from support.backend import keras, ops
 
 # Largest difference over largest value. A float32 sum is off by about its last digit; gradients
@@ -177,8 +179,8 @@ def test_uniform_cells_cost_nothing(side):
         mixed = cells.any(axis=(2, 4)) & ~((cells == 255).all(axis=(2, 4)) & (side != 130))
         return mixed.sum() + (2 if side != 130 else 5)
 
-    grid = encoders._Grid(side, len(CHANNELS))
-    cells = encoders._Mixed(grid, pictures, "float32")
+    grid = Grid(side, len(CHANNELS))
+    cells = MixedCells(grid, pictures, "float32")
     assert len(cells.pixels) == count(4)
     for layer, link in cells.links.items():
         if layer < len(CHANNELS):
