@@ -105,18 +105,20 @@ def sent_ahead(batches: Iterator[Batch]) -> Iterator[dict[str, Any]]:
             yield sent
 
 
-def to_device(arrays: Batch) -> dict[str, Any]:
+def to_device(arrays: dict[str, Any]) -> dict[str, Any]:
     """Arrays as the backend takes them; they must not be written to from now on.
 
     With JAX they are on their way to a GPU. With TensorFlow on a CPU, which would copy them twice,
     large ones become tensors in the same memory. Else, and where several devices share them, they
-    stay what they are.
+    stay what they are, and so does what is there already.
     """
     if _sends():
-        return {name: _send(x) for name, x in arrays.items()}
-    if keras.backend.backend() == "tensorflow" and on_cpu():
-        return {name: _share(x) for name, x in arrays.items()}
-    return arrays
+        take = _send
+    elif keras.backend.backend() == "tensorflow" and on_cpu():
+        take = _share
+    else:
+        return arrays
+    return {name: take(x) if isinstance(x, np.ndarray) else x for name, x in arrays.items()}
 
 
 def _sends() -> bool:

@@ -109,6 +109,7 @@ def test_batches_are_sent_one_ahead(monkeypatch):
     sent = devices.sent_ahead(stream(4))
     for i, batch in enumerate(sent):
         assert len(made) == min(i + 2, 4)
+        assert all(devices.to_device(batch)[name] is value for name, value in batch.items())
         for name, value in batch.items():
             assert isinstance(value, jax.Array) and value.dtype == made[i][name].dtype
             np.testing.assert_array_equal(value, made[i][name])
@@ -137,6 +138,7 @@ def test_large_arrays_are_shared_with_tensorflow(monkeypatch):
     taken = devices.to_device(batch)
     assert not isinstance(taken["large"], np.ndarray) and taken["large"].dtype == "uint8"
     assert all(taken[name] is batch[name] for name in ("cut", "moved", "small"))
+    assert devices.to_device(taken)["large"] is taken["large"]
     large[1, 5] = 9
     assert int(taken["large"][1, 5]) == 9
     kept = taken["large"]

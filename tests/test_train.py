@@ -101,6 +101,24 @@ def test_workers_change_nothing(finished, data_dir, tmp_path):
     assert_same_run(finished, tmp_path / "run")
 
 
+def test_sharing_memory_changes_nothing(finished, data_dir, tmp_path, monkeypatch):
+    """Batches that TensorFlow takes without a copy, as all large ones, are not overwritten while
+    they are in use."""
+    share, shared = devices._share, []
+
+    def counted(x):
+        taken = share(x)
+        shared.append(taken is not x)
+        return taken
+
+    monkeypatch.setattr(devices, "MIN_PIECE", 1)
+    monkeypatch.setattr(devices, "_share", counted)
+    train.train(data_dir, tmp_path / "run", OPTIONS, workers=1)
+    assert_same_run(finished, tmp_path / "run")
+    if keras.backend.backend() == "tensorflow" and devices.on_cpu():
+        assert sum(shared) >= 10  # the patches of each update
+
+
 def start_run(data_dir, log_root, *more):
     command = [sys.executable, str(ROOT / "train.py"), f"--data_dir={data_dir}"]
     command += [f"--log_root={log_root}", f"--hparams={OPTIONS}", *more]
