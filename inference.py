@@ -13,7 +13,7 @@ from batches import NO_SKETCH, START_ROW, make_graphs
 from model import MIXTURES, SPGra2Seq, split_outputs
 from support.backend import compiled, keras, ops
 from support.checks import check_real
-from support.devices import to_device
+from support.devices import device_sender
 from support.files import UserError
 from support.workers import prefetch
 from utils import Box
@@ -86,6 +86,7 @@ def encode_sketches(
         batches = [batch for batch in batches if any(keys[i] in wanted for i in batch)]
     # JAX compiles a program for each shape: a last, smaller batch is filled up.
     filled_up = keras.backend.backend() == "jax" and len(batches) > 1
+    to_device = device_sender()
 
     def make(members: range):
         empty = ENCODING_BATCH - len(members) if filled_up else 0

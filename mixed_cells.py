@@ -26,7 +26,7 @@ class _Link(NamedTuple):
     """How the cells of a level are made of those of the level below it.
 
     There are K kinds of uniform cells, the first rows of every level; after them come its n mixed
-    cells.
+    cells. The link of the pooling is of whole pictures, N rows, and has no rows for uniform ones.
     """
 
     children: Any  # int32 (K + n, F): the rows of the cells within each cell
@@ -36,7 +36,7 @@ class _Link(NamedTuple):
 class MixedCells:
     """The mixed cells alone, after one row for each kind of uniform cells; in TensorFlow.
 
-    A picture without ink costs the search for it, whatever the number of such pictures.
+    Of a picture that is blank, or full of ink, only the search and the pooling are computed.
 
     Args:
         grid: of the pictures.

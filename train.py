@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -174,12 +175,12 @@ def _train(
     return state
 
 
-def update(model: SPGra2Seq, batch: dict[str, np.ndarray]) -> dict[str, float]:
+def update(model: SPGra2Seq, batch: dict[str, Any]) -> dict[str, float]:
     """One optimiser update: forward, backward, clipped Adam, statistics and centroids.
 
     Args:
         model: a compiled model.
-        batch: from `batches.training_batches`.
+        batch: from `batches.training_batches`, on the device already or not.
 
     Returns:
         The batch's two losses, reconstruction and clustering.

@@ -2,7 +2,7 @@
 
 KERAS_BACKEND=jax python benchmarks/gpu.py [--json=FILE] [--tiny]
 
-Takes less than six minutes on one card. Sketches are doodles that it makes itself. It prints the
+Takes four to six minutes on one card. Sketches are doodles that it makes itself. It prints the
 time of an update at default sizes for each decoder and precision, as a share of the card's own
 matrix rate, the time of an iteration with 1 to 8 workers that prepare batches, the rates of
 encoding sketches and of drawing rows, and peak memory. `--tiny` does all of it at small sizes, to

@@ -1,6 +1,7 @@
 """A training iteration: its step, the wait for its input, evaluation; beside the floor."""
 
 import time
+from collections.abc import Iterator
 from unittest import mock
 
 import common
@@ -11,9 +12,22 @@ import encoders
 import rnn
 import train
 import unroll
+from dataset import Dataset
 from hparams import HParams
 from model import Adam, SPGra2Seq, stroke_losses
 from support.backend import make_deterministic
+
+
+def _start(
+    kind: str, size: str, count: int
+) -> tuple[HParams, Dataset, SPGra2Seq, Iterator[batches.Batch]]:
+    """Options, at most `count` sketches, a model to train, and its batches."""
+    hparams = HParams(**common.SIZES[size])
+    data = common.load(kind, count, hparams.max_seq_len)
+    model = SPGra2Seq(hparams)
+    model.compile(optimizer=Adam(hparams))
+    stream = batches.training_batches(data.splits["train"], hparams, data.max_seq_len)
+    return hparams, data, model, stream
 
 
 def training(kind: str, size: str, iterations: int) -> dict:
@@ -32,13 +46,9 @@ def training(kind: str, size: str, iterations: int) -> dict:
         published: the published iteration, scaled; None where it was not timed: at other sizes, on
             doodles.
     """
-    hparams = HParams(**common.SIZES[size])
     make_deterministic(0)
-    data = common.load(kind, 4000, hparams.max_seq_len)
+    hparams, data, model, stream = _start(kind, size, 4000)
     steps = data.max_seq_len
-    model = SPGra2Seq(hparams)
-    model.compile(optimizer=Adam(hparams))
-    stream = batches.training_batches(data.splits["train"], hparams, steps)
     first = next(stream)
     model.start_clusters(first)
     step = common.seconds(lambda: train.update(model, first), max(3, iterations // 2))
@@ -142,12 +152,8 @@ def profile(kind: str, size: str) -> dict[str, dict[str, float]]:
     """
     import tensorflow as tf
 
-    hparams = HParams(**common.SIZES[size])
-    data = common.load(kind, 1000, hparams.max_seq_len)
+    hparams, data, model, stream = _start(kind, size, 1000)
     steps = data.max_seq_len
-    model = SPGra2Seq(hparams)
-    model.compile(optimizer=Adam(hparams))
-    stream = batches.training_batches(data.splits["train"], hparams, steps)
     batch = next(stream)
     stream.close()
     train.update(model, batch)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes: a backend takes memory as it is that begins at a multiple of it
+ALIGNMENT = 64  # bytes; a backend uses memory that begins at a multiple of it without a copy
 
 _idle: list[tuple[memoryview, dict]] = []  # memory that no array refers to, and its notes
 

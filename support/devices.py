@@ -11,7 +11,7 @@ have to agree on passes through a `DeviceGroup`.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,8 @@ class DeviceGroup:
 def sent_ahead(batches: Iterator[Batch]) -> Iterator[dict[str, Any]]:
     """Batches as `to_device` makes them, sent to a GPU while the one before is in use (JAX).
 
-    Sending a batch of default sizes takes 20 ms in one piece and 6 ms in several, and an update
-    then 15 ms (H200, mixed_bfloat16): without this the GPU would wait most of the time.
+    Otherwise a GPU would wait for as long as a batch is on its way, which in one piece takes longer
+    than a fast update (see benchmarks/RESULTS.md).
     """
     with contextlib.closing(batches):
         if not _sends():
@@ -112,17 +112,25 @@ def to_device(arrays: dict[str, Any]) -> dict[str, Any]:
     large ones become tensors in the same memory. Else, and where several devices share them, they
     stay what they are, and so does what is there already.
     """
+    return device_sender()(arrays)
+
+
+def device_sender() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """`to_device` for other threads: only the calling one knows whether several devices share."""
     if _sends():
         take = _send
     elif keras.backend.backend() == "tensorflow" and on_cpu():
         take = _share
     else:
-        return arrays
-    return {name: take(x) if isinstance(x, np.ndarray) else x for name, x in arrays.items()}
+        return lambda arrays: arrays
+    return lambda arrays: {
+        name: take(x) if isinstance(x, np.ndarray) else x for name, x in arrays.items()
+    }
 
 
 def _sends() -> bool:
     on_jax = keras.backend.backend() == "jax"
+    # Keras keeps the distribution for each thread.
     return on_jax and has_gpu() and not keras.distribution.distribution()
 
 
@@ -138,7 +146,7 @@ def _send(x: np.ndarray):
 def _share(x: np.ndarray):
     import tensorflow as tf
 
-    # Memory that begins elsewhere would end the process.
+    # TensorFlow aborts the process on memory that is not aligned.
     fits = x.flags.c_contiguous and x.flags.writeable and x.ctypes.data % ALIGNMENT == 0
     if x.nbytes < MIN_PIECE or not fits:
         return x

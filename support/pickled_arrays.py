@@ -7,6 +7,7 @@ called, and what is built takes at most a small multiple of the bytes that were 
 """
 
 import codecs
+import functools
 import gc
 import pickletools
 import re
@@ -224,7 +225,7 @@ def _load(data: bytes, position: int) -> Any:
         elif op == BUILD:
             state = pop()
             stack[-1].build(state)
-            if data[position] == BINGET:
+            if data[position] == BINGET and len(marks) < MAX_DEPTH:
                 position, count = _read_alike(data, position, stack, memo)
                 lists += 3 * count
         elif op == REDUCE:
@@ -377,6 +378,25 @@ class _Pieces:
         return found[::2] == self.pieces and found[1::2] == tuple(range(place, place + count))
 
 
+# Few kinds of arrays follow each other in a file; a run may be short.
+@functools.lru_cache(64)
+def _python3_pieces(make: bytes, call: bytes, kind: bytes, counted: bool) -> tuple[_Pieces, ...]:
+    return (
+        _Pieces(make, call, b"R", b"(K\x01", counted=counted),
+        _Pieces(b"K\x03\x86", kind, counted=counted),
+        _Pieces(b"", b"t", b"b", counted=counted),
+    )
+
+
+@functools.lru_cache(64)
+def _python2_pieces(make: bytes, kind: bytes) -> tuple[_Pieces, ...]:
+    return (
+        _Pieces(make, b"(K\x01", counted=True),
+        _Pieces(b"K\x03\x86" + kind, counted=False),
+        _Pieces(b"tb", counted=False),
+    )
+
+
 def _read_alike(data: bytes, position: int, stack: list, memo: list) -> tuple[int, int]:
     """Reads the arrays from `position` on, as long as they are of (n, 3) numbers and written alike.
 
@@ -389,22 +409,21 @@ def _read_alike(data: bytes, position: int, stack: list, memo: list) -> tuple[in
     match = _PYTHON3.match(data, position) or _PYTHON2.match(data, position)
     if not match:
         return position, 0
-    make, type_of = match["make"], match["kind"]
+    make, call, type_of = match["make"], match.groupdict().get("call"), match["kind"]
+    if max(make[1], make[3], call[1] if call else 0, type_of[1]) >= len(memo):
+        return position, 0
     function, kind = memo[make[1]], memo[type_of[1]]
     if type(function) is not _Global or function.name is not _RECONSTRUCT:
         return position, 0
     if type(kind) is not PickledType or kind.dtype.kind not in "biuf":
         return position, 0
-    if match.re is _PYTHON3:
-        short, long, counted = SHORT_BINBYTES, BINBYTES, not match["implied"]
-        head = _Pieces(make, match["call"], b"R", b"(K\x01", counted=counted)
-        middle = _Pieces(b"K\x03\x86", type_of, counted=counted)
-        tail = _Pieces(b"", b"t", b"b", counted=counted)
-        start, arguments = (0,), (memo[make[3]], (0,), memo[match["call"][1]])
+    if call:
+        short, long = SHORT_BINBYTES, BINBYTES
+        head, middle, tail = _python3_pieces(make, call, type_of, not match["implied"])
+        start, arguments = (0,), (memo[make[3]], (0,), memo[call[1]])
     else:
         short, long = SHORT_BINSTRING, BINSTRING
-        head = _Pieces(make, b"(K\x01", counted=True)
-        middle, tail = _Pieces(b"K\x03\x86" + type_of, counted=False), _Pieces(b"tb", counted=False)
+        head, middle, tail = _python2_pieces(make, type_of)
         start = None
     dtype, width, before = kind.dtype, 3 * kind.dtype.itemsize, len(stack)
     shapes: dict[int, tuple[int, int]] = {}

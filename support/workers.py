@@ -279,13 +279,17 @@ def serve(descriptors: list[int]) -> None:
     received, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not come between the results
     memory, *slots = map(_SharedMemory, descriptors)
-    packed, function = pickle.load(received), None
+
+    def next_message():
+        try:
+            return pickle.load(received)
+        except (EOFError, pickle.UnpicklingError):  # the caller has gone, or was killed
+            os._exit(0)
+
+    packed, function = next_message(), None
     nowhere = _Packed(b"", [])
     while True:
-        try:
-            item, slot = pickle.load(received)
-        except EOFError:
-            return
+        item, slot = next_message()
         try:
             if function is None:
                 shared = memoryview(memory.at_least(1)) if packed.spans else memoryview(b"")
@@ -298,7 +302,7 @@ def serve(descriptors: list[int]) -> None:
         try:
             pickle.dump(answer, results, protocol=5)
             results.flush()
-        except BrokenPipeError:  # the caller was killed, and that is its terminal's to show
+        except BrokenPipeError:  # the same; a traceback would only disturb its terminal
             os._exit(1)
 
 

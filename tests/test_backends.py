@@ -4,6 +4,9 @@ Most runs are made by processes of their own, see backend_runs.py; what is JAX's
 device and on several: test_cluster.py.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from autodiff import gradients
@@ -121,6 +124,20 @@ def test_batches_are_sent_one_ahead(monkeypatch):
     assert len(closed) == 3
     monkeypatch.setattr(devices, "_sends", lambda: False)
     assert next(devices.sent_ahead(stream(1)))["small"] is made[-1]["small"]
+
+
+def test_threads_send_where_their_caller_would(monkeypatch):
+    """Keras knows that several devices share a batch only in the thread that chose them."""
+    jax = pytest.importorskip("jax")
+    monkeypatch.setattr(devices.keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    here = threading.get_ident()
+    several = lambda: threading.get_ident() == here  # noqa: E731
+    monkeypatch.setattr(devices.keras.distribution, "distribution", several)
+    send, array = devices.device_sender(), np.ones(3)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(send, {"a": array}).result()["a"] is array
+        assert isinstance(pool.submit(devices.to_device, {"a": array}).result()["a"], jax.Array)
 
 
 def test_large_arrays_are_shared_with_tensorflow(monkeypatch):

@@ -1,4 +1,4 @@
-"""The patch encoder against convolutions in float64, with and without skipping blank cells."""
+"""The patch encoder against convolutions in float64, with and without skipping uniform cells."""
 
 import ml_dtypes
 import numpy as np

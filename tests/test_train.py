@@ -101,9 +101,11 @@ def test_workers_change_nothing(finished, data_dir, tmp_path):
     assert_same_run(finished, tmp_path / "run")
 
 
-def test_sharing_memory_changes_nothing(finished, data_dir, tmp_path, monkeypatch):
+def test_sharing_memory_changes_nothing(data_dir, tmp_path, monkeypatch):
     """Batches that TensorFlow takes without a copy, as all large ones, are not overwritten while
-    they are in use."""
+    they are in use, be they made by a thread or by processes."""
+    options = OPTIONS.replace("graph_picture_size=16", "graph_picture_size=32")
+    train.train(data_dir, tmp_path / "copied", options, workers=1)
     share, shared = devices._share, []
 
     def counted(x):
@@ -113,10 +115,12 @@ def test_sharing_memory_changes_nothing(finished, data_dir, tmp_path, monkeypatc
 
     monkeypatch.setattr(devices, "MIN_PIECE", 1)
     monkeypatch.setattr(devices, "_share", counted)
-    train.train(data_dir, tmp_path / "run", OPTIONS, workers=1)
-    assert_same_run(finished, tmp_path / "run")
-    if keras.backend.backend() == "tensorflow" and devices.on_cpu():
-        assert sum(shared) >= 10  # the patches of each update
+    for workers in (1, 2):
+        shared.clear()
+        train.train(data_dir, tmp_path / f"shared {workers}", options, workers=workers)
+        assert_same_run(tmp_path / "copied", tmp_path / f"shared {workers}")
+        if keras.backend.backend() == "tensorflow" and devices.on_cpu():
+            assert sum(shared) >= 10  # the patches of each update
 
 
 def start_run(data_dir, log_root, *more):
