@@ -139,11 +139,12 @@ def test_a_run_leaves_what_its_operations_would(kind, one_by_one):
         assert sum(one_by_one.found[: len(one_by_one.found) // 2]) > 0.5 * len(arrays)
 
 
-@pytest.mark.parametrize("before", [b"K\0\x85\x94h", b"R\x94(K\x01K\x09K\x03\x86\x94h"])
+@pytest.mark.parametrize("before", [b"K\0\x85\x94h", b"K\x03\x86\x94h"])
 def test_an_array_that_refers_to_itself(before, one_by_one):
     """What an array remembers itself it may use, as the operations do it, one by one."""
     content = pickle.dumps(objects(random_sketches(0, [5, 6, 7, 8, 9])), protocol=4)
-    at = content.rindex(before) + len(before)
+    # In the second array, where a run would begin.
+    at = content.index(before, content.index(before) + 1) + len(before)
     ops = (op.name for op, _, place in pickletools.genops(content) if place < at)
     last = sum(name == "MEMOIZE" for name in ops) - 1
     content = content[:at] + bytes([last]) + content[at + 1 :]
