@@ -378,7 +378,7 @@ class _Pieces:
         return found[::2] == self.pieces and found[1::2] == tuple(range(place, place + count))
 
 
-# Few kinds of arrays follow each other in a file; a run may be short.
+# Kept, since a run may be short: where two types of arrays alternate, each is a run of one.
 @functools.lru_cache(64)
 def _python3_pieces(make: bytes, call: bytes, kind: bytes, counted: bool) -> tuple[_Pieces, ...]:
     return (
