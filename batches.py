@@ -268,4 +268,5 @@ def augment(sketch: np.ndarray, hparams: HParams, rng: np.random.Generator) -> n
 
 
 def _rng(hparams: HParams, *key: int) -> np.random.Generator:
-    return np.random.default_rng([hparams.seed, *map(int, key)])
+    # Of this type, they are not split into words of 32 bits one by one.
+    return np.random.default_rng(np.array([hparams.seed, *key], np.uint32))

@@ -316,8 +316,8 @@ def crop_patches(
     bordered = blank_canvas(layout.side + 2 * border)
     canvas = bordered[border : border + layout.side, border : border + layout.side]
     inside = canvas[: layout.extent[1], : layout.extent[0]]
-    was_inked, filled = inked.tolist(), [True, *[False] * (len(out) - 1)]
-    inked[:] = True  # in case of an error on the way
+    was_inked, filled = inked.tolist(), {0}
+    inked.fill(True)  # in case of an error on the way
     try:
         draw_paths(canvas, layout)
         hidden = [] if hole is None else blank_hole(canvas, layout, hole, len(erase))
@@ -325,25 +325,27 @@ def crop_patches(
             None if left < 0 else bordered[top : top + size, left : left + size]
             for left, top in layout.squares[: len(erase)].tolist()
         ]
-        masked = [i for i in np.flatnonzero(erase).tolist() if squares[i] is not None]
+        masked = [i for i in erase.nonzero()[0].tolist() if squares[i] is not None]
         in_turn = masking == "sketchhealer"
         if not in_turn:
             for i in masked:
                 squares[i].fill(0)
         for i, square in enumerate(squares):
             if i in masked:
-                square.fill(0)
+                if in_turn:
+                    square.fill(0)
             elif square is not None and i not in hidden:
                 out[i + 1] = square
-                filled[i + 1] = True
+                filled.add(i + 1)
         # In turn, the whole sketch is seen after the walk.
         _shrink(inside, layout.side, out[0])
     finally:
         inside.fill(0)
-    for node, (was, now) in enumerate(zip(was_inked, filled, strict=True)):
-        if was and not now:
-            out[node].fill(0)
-    inked[:] = filled
+    for node, was in enumerate(was_inked):
+        if node not in filled:
+            inked[node] = False
+            if was:
+                out[node].fill(0)
     return sorted({*masked, *hidden})
 
 
@@ -380,10 +382,11 @@ def draw_paths(canvas: np.ndarray, layout: Layout) -> None:
 def _shrink(inside: np.ndarray, side: int, picture: np.ndarray) -> None:
     """Resizes a canvas that is blank outside its corner `inside`."""
     scale = len(picture) / side
-    picture.fill(0)
     # Rounded as OpenCV rounds it, so that it writes into the picture itself.
-    corner = picture[: round(inside.shape[0] * scale), : round(inside.shape[1] * scale)]
-    cv2.resize(inside, None, corner, scale, scale)
+    height, width = round(inside.shape[0] * scale), round(inside.shape[1] * scale)
+    cv2.resize(inside, None, picture[:height, :width], scale, scale)
+    picture[height:] = 0
+    picture[:height, width:] = 0
 
 
 def _checked(sketch: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from hparams import HParams
 
 SHARED = Path(__file__).parents[2] / "shared"
 BATCH = 128
+MAX_KEPT = 4  # batches of a worker at a time, more than there ever are in use
 CATEGORIES = tuple(f"category {i}" for i in range(17))  # as many as in the article's largest set
 
 
@@ -139,7 +140,11 @@ def batch_rate(most_workers: int | None = None, count: int = 40) -> dict[int, fl
     rates = {}
     for workers in range(1, (most_workers or os.cpu_count() or 1) + 1):
         made = batches.training_batches(split, hparams, max(lengths), workers=workers)
-        for _ in range(4 * workers):
+        # Kept at the same time, so that all memory that batches are made in has been written:
+        # the first time takes the system longer than making the batch.
+        kept = [next(made) for _ in range(MAX_KEPT * workers)]
+        del kept
+        for _ in range(MAX_KEPT * workers):
             next(made)
         start = time.perf_counter()
         for _ in range(count):

@@ -109,10 +109,12 @@ class _SharedMemory:
         self.notes: dict = {}  # see `buffers.reusable_buffer`; of its size now
 
     def at_least(self, size: int) -> mmap.mmap:
-        """A map of it that has so many bytes; it never shrinks."""
+        """A map of it that has so many bytes or more; it never shrinks."""
         if self.map is None or len(self.map) < size:
             if os.fstat(self.descriptor).st_size < size:
-                os.ftruncate(self.descriptor, size)
+                # A result's small arrays come after its large ones. A new map for them would cost
+                # as much as writing all of it again.
+                os.ftruncate(self.descriptor, size + size // 8)
             self.map = mmap.mmap(self.descriptor, 0)
             self.notes = {}
         return self.map

@@ -71,7 +71,7 @@ def test_a_process_has_notes_in_each_place_of_its_results():
     about, and no place is given out while the caller has the result that is in it."""
     made = prefetch(_numbered_buffer(), range(40), 2, processes=True)
     seen, kept = [], []
-    for i, (buffer, earlier, content) in enumerate(made):
+    for i, (buffer, earlier, content, _) in enumerate(made):
         assert (buffer == i).all()
         if earlier is not None:  # what the memory held is what its notes say
             assert content == earlier < i
@@ -84,17 +84,34 @@ def test_a_process_has_notes_in_each_place_of_its_results():
         assert (buffer == i).all()
 
 
-def _numbered_buffer():
+def test_small_arrays_of_a_result_leave_its_notes():
+    """A process need not write all of a place again because of what came after the buffer in it:
+    every result but the first of a place finds notes there."""
+    made = prefetch(_numbered_buffer(800_000, 20_000), range(40), 2, processes=True)
+    places, again = set(), 0
+    for i, (buffer, earlier, _, other) in enumerate(made):
+        assert (buffer == i).all() and (other == i).all()
+        if place(buffer) in places:
+            assert earlier is not None
+            again += 1
+        places.add(place(buffer))
+        del buffer, other
+    assert again >= 40 - 2 * workers.SLOTS
+
+
+def _numbered_buffer(size=50_000, other=0):
     """A function that other processes can be sent: it fills a buffer with the number it gets.
 
-    Its result is the buffer, the number that the notes say was there, and the one that was.
+    Its result is the buffer, the number that the notes say was there, the one that was, and
+    another array.
     """
     return _Script(
+        "import numpy as np\n"
         "from support.buffers import reusable_buffer\n"
-        "buffer, notes = reusable_buffer(50_000)\n"
+        f"buffer, notes = reusable_buffer({size})\n"
         "earlier, content = notes.get('number'), int(buffer[-1])\n"
         "buffer[:] = notes['number'] = item\n"
-        "result = buffer, earlier, content\n"
+        f"result = buffer, earlier, content, np.full({other}, item, np.uint8)\n"
     )
 
 
