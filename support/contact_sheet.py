@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 
 import drawing
+from support.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, bgr
 
 CELL = 128  # pixels of a drawing, its margins included
 MARGIN = 12
 COLUMNS = 8
 BITS = 4  # OpenCV's coordinates below are integers in 1/16 pixel
-# Blue, green, red; for the first stroke, the second, ..., and again from the first on. Told apart
-# with colour-blind eyes too (Okabe and Ito 2008).
-COLOURS = ((178, 114, 0), (0, 94, 213), (115, 158, 0), (167, 121, 204), (0, 159, 230), (0, 0, 0))
+# Of the first stroke, the second, ..., and again from the first on.
+COLOURS = tuple(map(bgr, (BLUE, VERMILION, GREEN, PURPLE, ORANGE, BLACK)))
 
 
 def contact_sheet(sketches: Sequence[np.ndarray]) -> np.ndarray:

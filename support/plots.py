@@ -13,6 +13,7 @@ from drawing import fitted_paths
 from hparams import HParams
 from support.files import write_file
 from support.fonts import Figure, FigureCanvasAgg, families, showable
+from support.palette import COLOURS, VERMILION
 
 # isort: split
 from matplotlib.collections import LineCollection
@@ -22,11 +23,8 @@ WIDE = 7.0  # inches: two columns of an article
 DPI = 300  # of the PNG
 SMALL, NORMAL = 6.0, 7.0  # points
 GREY, LIGHT = "0.35", "0.8"
-# Okabe and Ito's colours, which the colour-blind tell apart; black comes last of them.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")
-COLOURS += ("#56B4E9", "#CC79A7", "#F0E442", "#000000")
 MARKERS = "os^DvPX*"
-RIGHT = "#D55E00"  # frame of what is right
+RIGHT = VERMILION  # frame of what is right
 
 
 def colour(category: int) -> str:

@@ -120,7 +120,7 @@ class _SharedMemory:
         return self.map
 
     def pack(self, obj: Any) -> _Packed:
-        """Pickles a obj, its large arrays into this memory, unless they are there already."""
+        """Pickles an object, its large arrays into this memory, unless they are there already."""
         large: list[memoryview] = []
 
         def is_small(buffer):
@@ -157,7 +157,7 @@ class _SharedMemory:
         return first if 0 <= first < len(self.map) else None
 
     def size(self, packed: _Packed) -> int:
-        """How many bytes of it a packed obj takes."""
+        """How many bytes of it a packed object takes."""
         return max((last for _, last in packed.spans), default=0)
 
 
@@ -189,7 +189,7 @@ class _ProcessPool:
             process.end()
 
     def call(self, item: Any) -> Any:
-        """What the function makes of a item."""
+        """What the function makes of an item."""
         process = self.idle.get()
         try:
             return process.call(item)
@@ -219,7 +219,7 @@ class _WorkerProcess:
         self._send(function)
 
     def call(self, item: Any) -> Any:
-        """What the function makes of a item; its large arrays stay where they are."""
+        """What the function makes of an item; its large arrays stay where they are."""
         slot = self.free.pop() if self.free else None
         self._send((item, slot))
         try:
