@@ -15,12 +15,11 @@ import methods
 import utils
 from dataset import SPLITS, Split
 from hparams import HParams
+from support.random_streams import EVALUATION_STREAM, ORDER_STREAM, SKETCH_STREAM
 from support.workers import prefetch
 
 START_ROW = (0, 0, 1, 0, 0)
 END_ROW = (0, 0, 0, 0, 1)
-# First entries of the random streams' keys.
-ORDER_STREAM, SKETCH_STREAM, EVALUATION_STREAM = 0, 1, 2
 NO_SKETCH = np.zeros((0, 3), np.float32)
 MAX_STEP_COUNTS = 4  # of an evaluation, where shapes are fixed
 

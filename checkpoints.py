@@ -28,7 +28,8 @@ from support.output_dir import write_to
 BEST, LATEST = "best.npz", "latest.npz"
 META = "meta"  # name of the JSON entry beside the arrays
 CHANGEABLE = ("num_steps", "save_every")  # options that may change in resuming
-MODEL_FILES = (CONFIG_NAME, BEST, LATEST, "metrics.csv", "preview.png", "tensorboard")
+METRICS_NAME, PREVIEW_NAME, TENSORBOARD_NAME = "metrics.csv", "preview.png", "tensorboard"
+MODEL_FILES = (CONFIG_NAME, BEST, LATEST, METRICS_NAME, PREVIEW_NAME, TENSORBOARD_NAME)
 # Names in checkpoint files, which are older than those of the fields.
 FILE_NAMES = {"total_steps": "updates", "total_epochs": "passes", "global_step": "step"}
 
@@ -58,6 +59,18 @@ class RunState:
     failures: int = 0
     finished: str = ""
     data: str = ""
+
+    def count_update(self) -> None:
+        """Counts an update that was made."""
+        self.total_steps += 1
+        self.global_step += 1
+        self.batch += 1
+
+    def count_epoch(self) -> None:
+        """Counts an epoch whose batches are all used."""
+        self.total_epochs += 1
+        self.epoch += 1
+        self.batch = 0
 
     def to_file(self) -> dict:
         """As a checkpoint file holds it."""
@@ -201,7 +214,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     try:
         meta = json.loads(str(arrays.pop(META)))
         if not isinstance(meta, dict):
-            raise ValueError("its meta is no object")
+            raise ValueError("its meta is not an object")
         return arrays, meta
     except (KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged, it can't be read ({one_line(error)})") from error
@@ -211,7 +224,8 @@ def values_of(variables: list[keras.Variable], path: Path) -> dict[str, np.ndarr
     values = {v.path: ops.convert_to_numpy(v) for v in variables}
     assert len(values) == len(variables), "two variables have the same name"
     for name, value in values.items():
-        # A gradient can fail where its loss does not: without this a checkpoint may be lost to it.
+        # A gradient can be NaN where the loss is not. Without this check, weights that are NaN
+        # could replace a good checkpoint.
         if not np.isfinite(value).all():
             raise UserError(
                 f"{path}: not written, {name} is no longer finite; an earlier one, if any, is "

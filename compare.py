@@ -5,7 +5,7 @@ python compare.py --data_dir=DIR --models=A,B,C --output_dir=OUT --probs=0,0.1,0
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ from support.contestants import Contestant, erased_squares, find_contestants, lo
 from support.files import UserError, file_sha256, write_file, write_json
 from support.mask_seeds import OWN_SEEDS, RANDOM_SEED
 from support.output_dir import write_to
-from support.sample_files import read_strokes, stroke_path
+from support.sample_files import SampleMetadata, read_strokes, stroke_path
 
 FILES = (
     *(f"table.{ending}" for ending in ("md", "csv", "json", "png")),
-    "index.html",
-    "gallery.png",
+    gallery.PAGE_NAME,
+    gallery.PICTURE_NAME,
 )
-RUNS_NAME, CLASSIFIER_NAME, ORIGINALS_NAME = "runs", "classifier", "originals.npz"
+RUNS_NAME, ORIGINALS_NAME = "runs", "originals.npz"
 SHOWN_PER_CATEGORY = 2
 
 
@@ -109,7 +109,7 @@ def compare(
 
     Raises:
         UserError: models of other data or categories; a wrong option; an output_dir that holds
-            samples made otherwise.
+            samples made with other options.
     """
     output_dir = Path(output_dir)
     settings = Settings(
@@ -121,7 +121,7 @@ def compare(
         temperature=temperature,
         split=split,
         random_seed=random_seed,
-        classifier_dir=Path(classifier_dir or output_dir / CLASSIFIER_NAME),
+        classifier_dir=Path(classifier_dir or output_dir / recognition.CLASSIFIER_NAME),
         options=options or Options(),
         workers=workers,
     )
@@ -129,7 +129,7 @@ def compare(
     contestants = find_contestants(models, masking)
     data = load_common_data(data_dir, contestants)
     originals = data.splits[split]
-    members = np.flatnonzero(originals.index < num_per_category).tolist()
+    members = originals.in_first_rows(num_per_category).tolist()
     if not members:
         raise UserError(f"{data_dir}: no usable sketch in the {split} split")
     with write_to(output_dir, "comparison", FILES):
@@ -154,13 +154,13 @@ def _measure(
     settings: Settings, contestants: Sequence[Contestant], originals: Split, members: list[int]
 ) -> dict[float, dict[str, list[Run]]]:
     """The runs of each method, by probability; those that are not there yet are made."""
-    expected = {
-        "data_sha256": sample_files.split_sha256(originals, members),
-        "split": settings.split,
-        "num_per_category": settings.num_per_category,
-        "temperature": settings.temperature,
-        "greedy": False,
-    }
+    common = SampleMetadata(
+        data_sha256=sample_files.split_sha256(originals, members),
+        split=settings.split,
+        num_per_category=settings.num_per_category,
+        temperature=settings.temperature,
+        greedy=False,
+    )
     classifier_sha256 = file_sha256(settings.classifier_dir / BEST)
     random_seed_sha256 = file_sha256(settings.random_seed)
     keys = [originals.key(member) for member in members]
@@ -169,13 +169,14 @@ def _measure(
     steps = [(c, p, s) for c in contestants for p in settings.probs for s in settings.seeds]
     for number, (contestant, prob, seed) in enumerate(steps, 1):
         from_file = prob > 0 and contestant.masking not in OWN_SEEDS
-        made = expected | {
-            "model_sha256": contestant.sha256,
-            "prob": prob,
-            "seed": seed,
-            "masking": contestant.masking,
-            "random_seed_sha256": random_seed_sha256 if from_file else None,
-        }
+        made = replace(
+            common,
+            model_sha256=contestant.sha256,
+            prob=prob,
+            seed=seed,
+            masking=contestant.masking,
+            random_seed_sha256=random_seed_sha256 if from_file else None,
+        )
         sample_dir = settings.sample_dir(contestant, prob, seed)
         found = _read_outcomes(sample_dir, made, classifier_sha256, keys)
         if found is None:
@@ -221,7 +222,7 @@ def _make_run(settings: Settings, contestant: Contestant, prob: float, seed: int
 
 
 def _read_outcomes(
-    sample_dir: Path, made: dict[str, Any], classifier_sha256: str, keys: list[tuple[int, int]]
+    sample_dir: Path, made: SampleMetadata, classifier_sha256: str, keys: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Rank of each sketch and what it was taken for; None where that is still to be found."""
     try:
@@ -231,7 +232,7 @@ def _read_outcomes(
             classifier_sha256
         )
         for arrays, made_with in ((ret, ret_of["samples"]), (rec, rec_of["samples"])):
-            good &= all(made_with[name] == value for name, value in made.items())
+            good &= made.agrees_with(made_with)
             good &= np.array_equal(arrays["keys"], keys)
         ranks, taken_for = ret["ranks"], rec["taken_for"]
     except (UserError, KeyError, TypeError):  # not there, or damaged
@@ -346,15 +347,14 @@ def _write(
     }
     hardest = max(settings.probs)
     title = f"Sketches, {hardest:.0%} of their patches erased, as each method redraws them"
-    drawing.write_png(
-        out / "gallery.png", gallery.gallery(examples[hardest], title=title, per_row=1)
-    )
+    picture = gallery.gallery(examples[hardest], title=title, per_row=1)
+    drawing.write_png(out / gallery.PICTURE_NAME, picture)
     page = gallery.index_html(
         list(chain.from_iterable(examples.values())),
         title=result["title"],
         introduction=comparison.as_html(result),
     )
-    write_file(out / "index.html", page)
+    write_file(out / gallery.PAGE_NAME, page)
 
 
 def _examples(

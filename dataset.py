@@ -19,13 +19,13 @@ from support import quickdraw
 from support.files import UserError, one_line
 from support.layouts import Entries, gather_rows, row_checks
 from support.pickled_arrays import PickledArray, UnsafePickle
+from support.random_streams import SPLIT_STREAM
 from support.safe_npz import Archive, open_archive
 
 SPLITS = ("train", "valid", "test")
 LIMIT = 1000  # raw values are clipped to +-LIMIT, as published
 MIN_SCALE_FACTOR = 1e-6  # float32 divides by it
 MAX_REASONS = 3  # that are told of why sketches were left out
-SPLIT_STREAM = 4  # first entry of the random streams' keys; see `batches` and `inference`
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,13 @@ class Split:
     def key(self, i: int) -> tuple[int, int]:
         """Category and index, which name a sketch in files and random numbers."""
         return int(self.category[i]), int(self.index[i])
+
+    def in_first_rows(self, count: int) -> np.ndarray:
+        """Positions of the sketches in the first `count` rows of their category's file.
+
+        These are fewer than `first_of_each` gives where a row holds no usable sketch.
+        """
+        return np.flatnonzero(self.index < count)
 
     def first_of_each(self, count: int, among: Sequence[int] | None = None) -> list[int]:
         """Positions of the first `count` sketches of each category, of all or among some."""

@@ -2,9 +2,9 @@
 
 Shapes: N pictures, S a picture's side, C and D channels of a layer's inputs and outputs.
 
-The cells are in an order in which the four of a window are neighbours in memory. Where S is no
-power of two, SAME padding puts zeros beyond the edges of a level, and a cell that is cut by an edge
-has another value than a whole one even if both are blank (see `Grid`).
+The cells are in an order in which the four of a window are neighbours in memory. Where S is not
+a power of two, SAME padding puts zeros beyond the edges of a level, and a cell that is cut by an
+edge has another value than a whole one even if both are blank (see `Grid`).
 """
 
 import math
@@ -15,8 +15,10 @@ from support.backend import ops
 from support.precision import mixed_matmul, to_compute_dtype
 
 CELL = 4  # side, in pixels, of what the first two convolutions see at a time
-BLANK, FULL = 0, 1  # kinds of uniform cells where no cell is cut
-OUTSIDE = 4  # else blank ones are whole (0), cut by an edge or two (1 to 3), or beyond the edges
+# Kinds of uniform cells. Where the pictures' edges cut no cell: blank ones, and ones full of ink.
+BLANK, FULL = 0, 1
+# Where they do, all kinds are blank: whole (0), cut by one edge or by two (1 to 3), or beyond them.
+OUTSIDE = 4
 
 
 class Grid:

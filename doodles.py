@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from dataset import SPLITS
 from support import cli
 from support.files import UserError, write_file
 from support.output_dir import write_to
@@ -27,7 +28,6 @@ from support.output_dir import write_to
 EXTENT = 255  # the long side of a QuickDraw sketch
 MAX_STROKES = 8
 LONG = 70.0  # a straight line from this length on may get a point in between
-SPLITS = ("train", "valid", "test")
 
 Rng = np.random.Generator
 Point = tuple[float, float]
@@ -204,7 +204,7 @@ def _snowman(rng: Rng) -> Design:
     balls, y = [[_ring(rng, 0, 0, base * u(1, 1.1), base)]], 4 - base - chest
     if rng.random() < 0.7:
         balls.append([_ring(rng, 0, y, chest)])
-    else:  # a head upon a single ball
+    else:  # a head on a single ball
         chest, y, head = base, 0.0, 1.2 * head
     face = y + 4 - chest - head
     balls.append([_ring(rng, 0, face, head)])

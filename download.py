@@ -224,7 +224,7 @@ def _fetch(session: requests.Session, one: Download, tries: _Tries, progress: cl
                     continue
                 one.part.unlink()
                 reason = str(error).removeprefix(f"{one.part}: ")
-                raise UserError(f"{one.url} is no data file: {reason}") from error
+                raise UserError(f"{one.url} is not a data file: {reason}") from error
             os.replace(one.part, one.path)
             return
 
@@ -242,7 +242,7 @@ def _fetch_rest(
         return
     headers = {**HEADERS, "Range": f"bytes={start}-"} if start else HEADERS
     with session.get(one.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
-        if start and response.status_code == 416:  # the part is no beginning of this file
+        if start and response.status_code == 416:  # the part is not the beginning of this file
             progress.update(-start)
             _empty(file)
             raise Retry("the server refuses to go on where an earlier call stopped")
@@ -260,7 +260,7 @@ def _fetch_rest(
                 raise UserError("interrupted")
             if first and not resumed and not chunk.startswith(ZIP):
                 kind = response.headers.get("Content-Type", "something else").split(";")[0]
-                raise UserError(f"{one.url} is no data file: the server sends {kind}")
+                raise UserError(f"{one.url} is not a data file: the server sends {kind}")
             first = False
             file.write(chunk)
             progress.update(len(chunk))

@@ -14,15 +14,16 @@ import numpy as np
 
 import utils
 from support.files import write_file
+from support.palette import EDGE_COLOUR, MASKED_COLOUR, bgr
 
 SIDE = 225  # pixels of a picture
 GRAPH_SIDE = 450  # of one with the patch graph on it
 MARGIN = 0.06  # share of the side left free around a sketch
-FARTHEST = 1e100  # no offset may reach this far, so that sums of offsets stay finite
+MAX_OFFSET = 1e100  # no offset may reach this far, so that sums of offsets stay finite
 SUBPIXEL_BITS = 8  # OpenCV's coordinates below are integers in 1/256 pixel
 
 Colour = tuple[int, ...]  # blue, green, red
-EDGE, MASKED = (190, 95, 10), (60, 40, 215)
+EDGE, MASKED = bgr(EDGE_COLOUR), bgr(MASKED_COLOUR)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
 
@@ -39,7 +40,7 @@ def to_paths(sketch: np.ndarray) -> list[np.ndarray]:
     sketch = np.asarray(sketch)
     if sketch.ndim != 2 or sketch.shape[1] != 3:
         raise ValueError(f"a sketch is a stroke-3 array of shape (n, 3), not {sketch.shape}")
-    if not (np.abs(sketch.astype(np.float64)) < FARTHEST).all():  # false for NaN too
+    if not (np.abs(sketch.astype(np.float64)) < MAX_OFFSET).all():  # false for NaN too
         raise ValueError("the sketch has NaN, infinite or absurdly large values")
     return utils.pen_paths(sketch, start=np.zeros(2))
 
@@ -90,7 +91,8 @@ def to_picture(sketch: np.ndarray, side: int = SIDE, margin: float = MARGIN) -> 
     """A sketch as pixels: uint8 (side, side), black (0) on white (255), anti-aliased.
 
     The drawn strokes are centred and scaled, their aspect kept, so that the longer side of their
-    box fills the picture but for the margin. A sketch without rows is white, a dot in the middle.
+    box fills the picture except for the margin. A sketch without rows is white, with a dot in the
+    middle.
 
     Args:
         sketch: stroke-3 (n, 3).
@@ -170,7 +172,7 @@ def draw_graph(
         for a, b, weight in edges:
             arc = _arc(centers[a], centers[b])
             _draw_lines(marks, [arc], _tint(EDGE, 0.2 + 0.8 * weight), round(unit * (0.3 + weight)))
-    else:  # thin and light, for many links would hide all else; the lightest are hardly seen
+    else:  # thin and light: many thick links would hide all else; the lightest are hardly seen
         lightest = edges[0][2] if edges else 0
         for a, b, weight in edges:
             strength = (weight - lightest) / ((1 - lightest) or 1)

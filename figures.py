@@ -38,11 +38,11 @@ class Kind(NamedTuple):
 
     Attributes:
         draw: makes it, of a `Material`.
-        fewest: sketches that it takes.
+        min_sketches: sketches that it takes.
     """
 
     draw: Callable[..., Figure]
-    fewest: int
+    min_sketches: int
 
 
 def figures(
@@ -62,7 +62,7 @@ def figures(
     Args:
         data_dir: holds `<category>.npz`.
         model_dir: holds the model.
-        output_dir: takes for each figure a .png, a .pdf and, with the numbers behind it, a .npz.
+        output_dir: takes for each figure a .png, a .pdf and a .npz with the numbers that it shows.
         sample_dir: what `sample.sample` wrote of the same split; only "retrieval" needs it.
         names: which of FIGURES to draw; None: all that can be drawn, with a note on the others.
         num_per_category: the first so many rows of the split's file.
@@ -95,11 +95,12 @@ def figures(
     for warning in samples.warnings if samples else (*warnings, *data.warnings):
         print(f"Note: {warning}.")
     sketches = data.splits[split]
-    members = np.flatnonzero(sketches.index < num_per_category).tolist()
+    members = sketches.in_first_rows(num_per_category).tolist()
     for name in chosen:
-        if len(members) < FIGURES[name].fewest:
+        min_sketches = FIGURES[name].min_sketches
+        if len(members) < min_sketches:
             raise UserError(
-                f"{data_dir}: the figure {name} takes at least {FIGURES[name].fewest} sketches; "
+                f"{data_dir}: the figure {name} takes at least {min_sketches} sketches; "
                 f"there are {len(members)} among the first {num_per_category} of each category"
             )
     about = {
@@ -269,7 +270,7 @@ def plan_of(samples: Samples) -> Plan:
 
 
 FIGURES = {
-    "codes": Kind(draw_codes, code_space.FEWEST),
+    "codes": Kind(draw_codes, code_space.MIN_CODES),
     "synonyms": Kind(draw_synonyms, 1),
     "interpolation": Kind(draw_interpolation, 3),
     "retrieval": Kind(draw_retrieval, 1),

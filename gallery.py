@@ -4,7 +4,6 @@ Colour pictures are uint8 (height, width, 3), blue first, as OpenCV reads and wr
 """
 
 import base64
-import functools
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -30,10 +29,10 @@ from drawing import (
     write_png,
 )
 from support.files import write_file
-from support.fonts import Figure, FigureCanvasAgg, families, showable
+from support.fonts import DPI, Figure, families, showable, write_text
 
+PICTURE_NAME, PAGE_NAME = "gallery.png", "index.html"
 PAGE, TEXT, RULE = (246, 246, 246), (60, 60, 60), (215, 215, 215)  # blue, green, red
-DPI = 72  # so that a font's size in points is its size in pixels
 MAX_NUMBERED = 30  # categories of a table that has room for numbers
 MIN_TABLE = 280  # pixels of a table's side, so that its title fits
 
@@ -87,9 +86,9 @@ def with_graph(
 def write_gallery(
     output_dir: Path, examples: Sequence[Example], title: str, metadata: Mapping[str, object]
 ) -> None:
-    """Writes gallery.png and index.html."""
-    write_png(output_dir / "gallery.png", gallery(examples, title=title))
-    write_file(output_dir / "index.html", index_html(examples, title=title, metadata=metadata))
+    """Writes the picture and the page."""
+    write_png(output_dir / PICTURE_NAME, gallery(examples, title=title))
+    write_file(output_dir / PAGE_NAME, index_html(examples, title=title, metadata=metadata))
 
 
 def gallery(
@@ -122,15 +121,15 @@ def gallery(
     rows = [group[i : i + per_row] for group in groups for i in range(0, len(group), per_row)]
     height, width = _tile_size(len(columns), cell)
     header = cell // 3 if title or not rows else 0
-    most = max(map(len, rows), default=0)
+    max_columns = max(map(len, rows), default=0)
     page = np.full(
-        (header + len(rows) * height, max(most * width, 3 * cell if header else 0), 3),
+        (header + len(rows) * height, max(max_columns * width, 3 * cell if header else 0), 3),
         PAGE,
         np.uint8,
     )
     if header:
         title = title if rows else f"{title} (no sketches)"
-        _write(page, title, cell // 20, header // 2, cell / 9)
+        write_text(page, title, cell // 20, header // 2, cell / 9, TEXT)
     for r, row in enumerate(rows):
         for c, example in enumerate(row):
             tile = page[header + r * height :, c * width :][:height, :width]
@@ -273,7 +272,7 @@ def _tile_size(columns: int, cell: int) -> tuple[int, int]:
 def _draw_tile(tile: np.ndarray, example: Example, columns: list[str], cell: int) -> None:
     """One example with its captions, onto a blank part of the page."""
     gap, line = _spacing(cell)
-    _write(tile, f"{example.category} {example.index}", gap, line // 2, 0.65 * line)
+    write_text(tile, f"{example.category} {example.index}", gap, line // 2, 0.65 * line, TEXT)
     for c, field in enumerate(columns):
         x = gap + c * (cell + gap)
         place = tile[line : line + cell, x : x + cell]
@@ -282,7 +281,7 @@ def _draw_tile(tile: np.ndarray, example: Example, columns: list[str], cell: int
         for edge in outline:
             edge[:] = RULE
         caption = COLUMNS.get(field, field)
-        _write(tile[:, : x + cell], caption, x, line + cell + line // 2, 0.55 * line)
+        write_text(tile[:, : x + cell], caption, x, line + cell + line // 2, 0.55 * line, TEXT)
 
 
 def _cell(example: Example, field: str, side: int) -> np.ndarray:
@@ -314,32 +313,6 @@ def _figure(example: Example, field: str) -> str:
         picture = to_svg(content).strip()
     caption = html.escape(COLUMNS.get(field, field))
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-
-
-def _write(picture: np.ndarray, text: str, x: int, y: int, size: float) -> None:
-    """Writes a line of text from x on, vertically centred at y, shortened to fit."""
-    room = picture.shape[1] - x
-    ink = _ink(text, size)
-    while ink.shape[1] > room and len(text) > 3:
-        text = text[: min(len(text) - 4, len(text) * room // ink.shape[1])] + "..."
-        ink = _ink(text, size)
-    top = max(0, y - len(ink) // 2)
-    place = picture[top : top + len(ink), x : x + ink.shape[1]]
-    ink = ink[: len(place), : place.shape[1], None]
-    place[:] = np.rint(place * (1 - ink) + np.array(TEXT) * ink)
-
-
-@functools.lru_cache(4096)  # captions come again and again
-def _ink(text: str, size: float) -> np.ndarray:
-    """A line of text as ink from 0 to 1, (2 * size, its width), its small letters in the middle."""
-    text = showable(text)
-    figure = Figure(dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
-    line = figure.text(0, 0.35, text, fontsize=size, family=families(text), parse_math=False)
-    width = line.get_window_extent(canvas.get_renderer()).width
-    figure.set_size_inches((int(width) + 2) / DPI, round(2 * size) / DPI)
-    canvas.draw()
-    return 1 - np.asarray(canvas.buffer_rgba())[..., 0] / 255
 
 
 def _rgb(colour: Colour) -> np.ndarray:

@@ -15,6 +15,7 @@ from support.precision import MixedLayer, mixed_matmul
 EDGE_WEIGHTS = (1.0, 0.5, 0.2)  # of the most, second and third most similar patch
 TEMPORAL_WEIGHTS = (0.5, 0.3, 0.2)  # of a patch and itself, its neighbour, that one's neighbour
 PICTURE_EDGE = 0.5  # from a patch to the whole sketch
+COSINE_EPSILON = 1e-30  # added to a product of norms; the cosine of a vector of zeros is 0
 
 
 class Encoder(MixedLayer):
@@ -32,6 +33,23 @@ class Encoder(MixedLayer):
     def multiply(self, x, kernel):
         """`x` times a kernel, in the compute type of the layer's policy."""
         return mixed_matmul(x, self.to_compute_dtype(kernel), self.compute_dtype)
+
+
+class PatchGraphEncoder(Encoder):
+    """An encoder whose nodes are pictures of patches.
+
+    Attributes:
+        patch_encoder: a `PatchEncoder`.
+        graph_norm: the normalisation of the pooled graph.
+    """
+
+    def embed(self, patches):
+        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
+        return embed_patches(self.patch_encoder, patches)
+
+    def read_out(self, pooled, training=False):
+        """(B, 512) to the graph's features, (B, 512) in (-1, 1)."""
+        return ops.tanh(self.graph_norm(pooled, training=training))
 
 
 class Encoding(NamedTuple):
@@ -94,7 +112,7 @@ def one_hot_argmax(x):
     return ops.one_hot(first_argmax(x), x.shape[-1], dtype=x.dtype)
 
 
-def cosines(embeddings, floor: float = 1e-30):
+def cosines(embeddings, floor: float = COSINE_EPSILON):
     """Pairwise cosines of the patch embeddings: (B, P, E) to (B, P, P).
 
     `floor` is added to the product of two norms.
@@ -104,10 +122,10 @@ def cosines(embeddings, floor: float = 1e-30):
     return products / (norms[:, :, None] * norms[:, None, :] + floor)
 
 
-def synonymous_winners(embeddings, floor: float = 1e-30):
+def synonymous_one_hots(embeddings, floor: float = COSINE_EPSILON):
     """One-hot rows of the three most similar patches of each patch, each (B, P, P).
 
-    Blank and masked patches take part. Where all other cosines are negative the second winner
+    Blank and masked patches take part. Where all other cosines are negative the second choice
     repeats the first, as published.
     """
     e = ops.stop_gradient(embeddings)
@@ -123,12 +141,10 @@ def synonymous_winners(embeddings, floor: float = 1e-30):
     return first, second, third
 
 
-def synonymous_edges(embeddings, floor: float = 1e-30):
+def synonymous_edges(embeddings, floor: float = COSINE_EPSILON):
     """Weights from each patch to its most similar patches: (B, P, E) to (B, P, P)."""
-    weights = sum(
-        weight * one_hot
-        for weight, one_hot in zip(EDGE_WEIGHTS, synonymous_winners(embeddings, floor), strict=True)
-    )
+    one_hots = synonymous_one_hots(embeddings, floor)
+    weights = sum(w * one_hot for w, one_hot in zip(EDGE_WEIGHTS, one_hots, strict=True))
     return cosines(embeddings, floor) * weights
 
 
@@ -161,7 +177,7 @@ def link_to_picture(edges, graph_masks):
     return rows / (ops.sum(rows, axis=2, keepdims=True) + 1e-10)
 
 
-def synonymous_adjacency(embeddings, graph_masks, floor: float = 1e-30):
+def synonymous_adjacency(embeddings, graph_masks, floor: float = COSINE_EPSILON):
     """Links each patch to its most similar patches, and to the whole sketch.
 
     Args:

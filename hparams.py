@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from methods import METHODS, Method, shared_options, unused_options
+from support.checks import MAX_LEARNING_RATE, MAX_TRAINING_SEED
 from support.files import UserError, read_json, write_json
 from support.option_text import read_options, shown
 
@@ -98,7 +99,7 @@ class HParams(BaseModel):
         description="Cluster centroids, at most batch_size * (graph_number - 1).",
     )
     learning_rate: float = Field(
-        0.001, gt=0, le=1000, description="Learning rate of the first step."
+        0.001, gt=0, le=MAX_LEARNING_RATE, description="Learning rate of the first step."
     )
     decay_rate: float = Field(0.9999, gt=0, le=1, description="Decay of the rate at each step.")
     min_learning_rate: float = Field(
@@ -132,7 +133,9 @@ class HParams(BaseModel):
     is_training: bool = Field(
         True, description="Published option kept with the model; each command sets its own mode."
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random number of the run.")
+    seed: int = Field(
+        0, ge=0, le=MAX_TRAINING_SEED, description="Seed of every random number of the run."
+    )
     num_per_category: int = Field(
         0, ge=0, le=10**9, description="Training sketches used of each category; 0 means all."
     )

@@ -75,7 +75,7 @@ def import_checkpoint(
             published checkpoint doesn't hold) is computed.
 
     Returns:
-        Remarks, a line each.
+        Warnings, a line each.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one of another model: a variable missing, left

@@ -11,14 +11,15 @@ import numpy as np
 
 from batches import NO_SKETCH, START_ROW, make_graphs
 from model import MIXTURES, SPGra2Seq, split_outputs
+from rnn import ROW_WIDTH
 from support.backend import compiled, keras, ops
 from support.checks import check_real
 from support.devices import device_sender
 from support.files import UserError
+from support.random_streams import GENERATION_STREAM
 from support.workers import prefetch
 from utils import Box
 
-GENERATION_STREAM = 3  # first entry of the random streams' keys; see `batches`
 ENCODING_BATCH = 32
 CHUNK = 8  # steps between two looks at which sketches have ended
 DEFAULT_TEMPERATURE = 0.24
@@ -175,7 +176,7 @@ def generate(
     z = np.zeros((batch_size, width), np.float32)
     randoms = np.zeros((batch_size, steps + CHUNK, DRAWS), np.float32)
     position = np.zeros(batch_size, np.int64)
-    rows = np.zeros((batch_size, 5), np.float32)
+    rows = np.zeros((batch_size, ROW_WIDTH), np.float32)
     state = tuple(np.zeros((batch_size, n), np.float32) for n in decoder.cell.state_sizes)
     fresh = np.ones(batch_size, bool)
     while True:
@@ -215,11 +216,11 @@ def generate(
 def _even_width(draw: Callable, model: SPGra2Seq, batch_size: int) -> int:
     """The fewest rows from batch_size on that come out alike wherever they stand in a batch.
 
-    Of some widths a matrix product rounds a few rows otherwise than the rest, which ones depends
-    on the machine; a sketch would then depend on the place that happens to be free for it.
+    At some widths a matrix product rounds a few rows in another way than the rest. Which rows,
+    depends on the machine. A sketch would then depend on its place in the batch.
     """
     rng = np.random.default_rng(0)
-    sizes = (model.hparams.z_size, 5, *model.decoder.cell.state_sizes)
+    sizes = (model.hparams.z_size, ROW_WIDTH, *model.decoder.cell.state_sizes)
     z, rows, *state = (rng.standard_normal((1, n)).astype(np.float32) for n in sizes)
     randoms = rng.random((1, CHUNK, DRAWS), np.float32)
     block = -(-batch_size // ROW_BLOCK)

@@ -159,7 +159,7 @@ def make_nodes(
 def _find_nodes(
     layouts: list[Layout | None],
     size: int,
-    most: int,
+    max_points: int,
     mask_prob: float,
     seeds: list[np.ndarray] | None,
     masking: str,
@@ -188,9 +188,9 @@ def _find_nodes(
     counts = np.bincount(sketch, minlength=len(layouts))
     firsts = np.cumsum(counts) - counts
     keep = np.ones(len(points), bool)
-    for i in np.flatnonzero(counts > most).tolist():
+    for i in np.flatnonzero(counts > max_points).tolist():
         keep[firsts[i] : firsts[i] + counts[i]] = False
-        keep[firsts[i] + _chosen(int(counts[i]), most)] = True
+        keep[firsts[i] + _chosen(int(counts[i]), max_points)] = True
     sketch, points = sketch[keep], points[keep]
     dropped = np.zeros(len(points), bool)
     if masking == "lattice" and mask_prob > 0:
@@ -201,7 +201,7 @@ def _find_nodes(
     lost = _parts(sketch[dropped], points[dropped], len(layouts))
     sketch, points = sketch[~dropped], points[~dropped]
     counts = np.bincount(sketch, minlength=len(layouts))
-    padded = np.zeros((len(layouts), most, 2), np.uint8)
+    padded = np.zeros((len(layouts), max_points, 2), np.uint8)
     padded[sketch, np.arange(len(points)) - (np.cumsum(counts) - counts)[sketch]] = points
     lattices = [
         Lattice(padded[i, :count], lost[i], layouts[i], masked[i], holes[i])
@@ -252,10 +252,10 @@ def _scan(lines: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _chosen(count: int, most: int) -> np.ndarray:
+def _chosen(count: int, max_points: int) -> np.ndarray:
     """Which of more points than fit are kept: as if at random, but the same each time."""
     # Every second one, say, would leave the left edges of double outlines alone.
-    return np.sort(np.random.RandomState(count).permutation(count)[:most])
+    return np.sort(np.random.RandomState(count).permutation(count)[:max_points])
 
 
 def _parts(sketch: np.ndarray, points: np.ndarray, count: int) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ Shapes: N pictures, S a picture's side, C and D channels of a layer's inputs and
 
 Most of a picture of strokes is blank, or inside a thick line. All blank cells of a level have one
 and the same value, and so have all that are full of ink. So the mixed cells are computed, and of
-the uniform ones one of each kind. Where S is no power of two, blank cells are of five kinds (see
+the uniform ones one of each kind. Where S is not a power of two, blank cells are of five kinds (see
 `dense_cells.Grid`), and full ones count as mixed.
 
 How many cells are mixed is known only when the pictures are, so this takes a backend whose shapes
@@ -41,7 +41,7 @@ class MixedCells:
     Args:
         grid: of the pictures.
         pictures: uint8 (N, S, S).
-        dtype: what products are made in.
+        dtype: of the matrix products.
     """
 
     def __init__(self, grid: Grid, pictures, dtype: str):
@@ -72,7 +72,7 @@ class MixedCells:
         kernel = flat_kernel(kernel, layer, from_one)
         if layer in self.links:
             x = to_compute_dtype(x, self.dtype)
-            return _linked_product(x, kernel, self.links[layer], self.grid.kind_count, self.dtype)
+            return _linked_matmul(x, kernel, self.links[layer], self.grid.kind_count, self.dtype)
         return mixed_matmul(ops.reshape(x, (-1, kernel.shape[0])), kernel, self.dtype)
 
     def add(self, x, layer, bias):
@@ -126,9 +126,10 @@ def _take_cells(words, places):
 def _find_links(grid, words):
     """The `_Link` of each layer that joins cells, and of the pooling; the places of the cells.
 
-    From the smallest cells up: what is a cell's state? From the whole pictures down: where are the
-    mixed cells? So the work below is as much as there are edges of lines, and cells that are near
-    each other stay so in memory.
+    First the states of the cells are found, level by level, from the smallest cells to the whole
+    pictures. Then the mixed cells are located, from the whole pictures to the smallest cells. So
+    the work of the second part grows only with the length of the lines' edges, and cells that are
+    near each other in a picture are also near in memory.
     """
     import tensorflow as tf
 
@@ -242,7 +243,7 @@ def _after_uniform(grid, layer, link):
 # automatic differentiation would scatter. Only the few uniform rows need sums.
 
 
-def _linked_product(x, kernel, link, kinds, dtype):
+def _linked_matmul(x, kernel, link, kinds, dtype):
     """The rows of each cell's parts, side by side, times a kernel.
 
     Args:
@@ -250,7 +251,7 @@ def _linked_product(x, kernel, link, kinds, dtype):
         kernel: (4 C, D), likewise.
         link: what the parts of each cell are.
         kinds: the number of uniform rows in front.
-        dtype: what products are made in.
+        dtype: of the matrix products.
 
     Returns:
         (rows, D).
@@ -258,7 +259,7 @@ def _linked_product(x, kernel, link, kinds, dtype):
     import tensorflow as tf
 
     @tf.custom_gradient
-    def product(x, kernel):
+    def matmul_fn(x, kernel):
         parts = tf.reshape(tf.gather(x, link.children), (-1, kernel.shape[0]))
 
         def gradient(d):
@@ -276,7 +277,7 @@ def _linked_product(x, kernel, link, kinds, dtype):
 
         return tf.matmul(parts, kernel), gradient
 
-    return product(x, kernel)
+    return matmul_fn(x, kernel)
 
 
 def _linked_rows(x, link, kinds):

@@ -13,7 +13,7 @@ from typing import Any
 import methods
 import rnn
 import unroll
-from graphs import Encoding, first_argmax, one_hot_argmax
+from graphs import COSINE_EPSILON, Encoding, first_argmax, one_hot_argmax
 from hparams import HParams
 from support.backend import keras, ops
 from support.precision import MixedLayer
@@ -44,7 +44,7 @@ class Clusters(keras.layers.Layer):
         """One-hot of each patch's most similar centroid: (N, E) to (N, K)."""
         e, q = ops.stop_gradient(embeddings), self.centroids
         norms = ops.sqrt(ops.sum(ops.square(e), 1))[:, None] * ops.sqrt(ops.sum(ops.square(q), 1))
-        c = ops.matmul(e, ops.transpose(q)) / (norms + 1e-30)
+        c = ops.matmul(e, ops.transpose(q)) / (norms + COSINE_EPSILON)
         # Equal centroids must tie, however a matrix product rounds their columns.
         equal_rows = ops.all(ops.equal(q[:, None, :], q[None, :, :]), axis=-1)
         return one_hot_argmax(ops.take(c, first_argmax(ops.cast(equal_rows, "int32")), axis=1))

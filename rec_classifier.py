@@ -272,7 +272,7 @@ class _Checkpoint(keras.callbacks.Callback):
         accuracies = meta.get("accuracies")
         if not is_of_type(accuracies, list[float]):
             raise UserError(
-                f"{self.latest}: holds no training state that can be gone on with; delete it to "
+                f"{self.latest}: holds no training state that can be resumed; delete it to "
                 "train from the start"
             )
         checkpoints.assign(self.variables, arrays, self.latest)

@@ -22,14 +22,19 @@ from hparams import HParams
 from rec_classifier import Classifier, Options
 from support import cli, sample_files
 from support.backend import make_deterministic
-from support.checks import MAX_BATCH, MAX_COUNT, check_whole, check_workers
+from support.checks import (
+    MAX_BATCH,
+    MAX_COUNT,
+    MAX_LEARNING_RATE,
+    MAX_TRAINING_SEED,
+    check_whole,
+    check_workers,
+)
 from support.files import UserError, file_sha256, write_file
 
 RESULT_NAME, OUTCOMES_NAME = "rec.json", "rec.npz"
 PICTURE_NAME = "rec_confusion.png"
-MAX_SEED = 2**32 - 1
-MAX_LEARNING_RATE = 1000
-CLASSIFIER_NAME = "classifier"  # directory in the model's
+CLASSIFIER_NAME = "classifier"  # directory in that of a model, or of a comparison
 
 
 def recognition(
@@ -269,10 +274,10 @@ def _is_confusion(counts: np.ndarray, classes: int) -> bool:
 
 
 def _check(options: Options, workers: int | None) -> None:
-    most = {"batch_size": MAX_BATCH, "seed": MAX_SEED}
-    least = {"train_per_category": 0, "per_epoch": 1, "epochs": 1, "batch_size": 1, "seed": 0}
-    for name, low in least.items():
-        check_whole(name, getattr(options, name), low, most.get(name, MAX_COUNT))
+    upper = {"batch_size": MAX_BATCH, "seed": MAX_TRAINING_SEED}
+    lower = {"train_per_category": 0, "per_epoch": 1, "epochs": 1, "batch_size": 1, "seed": 0}
+    for name, low in lower.items():
+        check_whole(name, getattr(options, name), low, upper.get(name, MAX_COUNT))
     check_whole("width", options.width, 1, rec_classifier.MAX_WIDTH)
     check_workers(workers)
     if not 0 < options.learning_rate <= MAX_LEARNING_RATE:

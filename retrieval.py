@@ -36,7 +36,7 @@ def retrieval(
 ) -> dict:
     """Measures Ret of the sketches that `sample.sample` wrote.
 
-    The generated sketches are drawn and cropped afresh, nothing masked, and looked up among all
+    The generated sketches are drawn and cropped again, nothing masked, and looked up among all
     original sketches of the split that they were made from.
 
     Args:
@@ -184,7 +184,7 @@ def ranks(queries: np.ndarray, codes: np.ndarray, own: np.ndarray) -> np.ndarray
         raise ValueError(f"no codes to rank: shapes {queries.shape} and {codes.shape}")
     if not (np.isfinite(queries).all() and np.isfinite(codes).all()):
         raise ValueError("codes must be finite")
-    # Around their mean the codes are small, and so is what a product may be off by.
+    # Less their mean, codes are small numbers, and so are the rounding errors of products.
     center = codes.mean(axis=0)
     near_codes = codes - center
     squares = np.square(near_codes).sum(axis=1)
@@ -194,7 +194,7 @@ def ranks(queries: np.ndarray, codes: np.ndarray, own: np.ndarray) -> np.ndarray
     for start in range(0, len(queries), size):
         rows = slice(start, start + size)
         q, mine = queries[rows] - center, own[rows]
-        # Squared distances, but for the query's own square.
+        # Squared distances, less the square of the query itself.
         distances = (-2 * q) @ near_codes.T
         distances += squares
         limit = distances[np.arange(len(q)), mine]

@@ -51,8 +51,8 @@ SAMPLE_FILES = (
     "code_*.npy",
     "[0-9]*_[0-9]*.svg",
     "[0-9]*_[0-9]*.png",
-    "gallery.png",
-    "index.html",
+    gallery.PICTURE_NAME,
+    gallery.PAGE_NAME,
 )
 
 
@@ -269,7 +269,7 @@ def make_plan(
     Raises:
         UserError: the seeds run out, or their file is not readable.
     """
-    first = np.flatnonzero(split.index < num_per_category)
+    first = split.in_first_rows(num_per_category)
     names = np.array(hparams.categories)[split.category[first]]
     chosen = np.isin(names, categories)
     members = first[chosen].tolist()
@@ -325,8 +325,8 @@ def _prepare_output(output_dir: Path, metadata: SampleMetadata) -> None:
         differences = metadata.differences(read_metadata(path))
         if differences:
             raise UserError(
-                f"{output_dir} holds samples made otherwise ({'; '.join(differences)}); choose "
-                "another output_dir"
+                f"{output_dir} holds samples made with another model, data or options "
+                f"({'; '.join(differences)}); choose another output_dir"
             )
     write_json(path, asdict(metadata))
 

@@ -13,6 +13,7 @@ import numpy as np
 import drawing
 from dataset import Split
 from support.backend import keras, ops
+from support.random_streams import CLASSIFIER_ORDER_STREAM, CLASSIFIER_SKETCH_STREAM
 from support.workers import prefetch
 
 SIDE = 225  # pixels of a picture, the article's
@@ -20,8 +21,6 @@ EVALUATION_BATCH = 64
 INK = 4.0  # network input of full ink; a sketch's mean square is then about 1
 MAX_DEGREES = 5.0  # of the article's augmentation
 MAX_SHIFT = 32 / 256  # of a picture's side
-# First entries of the random streams' keys.
-ORDER_STREAM, SKETCH_STREAM = 0, 1
 
 
 class SketchANet(keras.Model):
@@ -112,7 +111,7 @@ def training_batches(
     def members():
         number, position = divmod(first * batch_size, len(split))
         while True:
-            order = rng(ORDER_STREAM, number).permutation(len(split))
+            order = rng(CLASSIFIER_ORDER_STREAM, number).permutation(len(split))
             for i in order[position:].tolist():
                 yield number, i
             number, position = number + 1, 0
@@ -123,9 +122,10 @@ def training_batches(
             yield list(itertools.islice(stream, batch_size))
 
     def draw(group):
+        rngs = [rng(CLASSIFIER_SKETCH_STREAM, number, i) for number, i in group]
         pictures = [
-            augment(drawing.to_picture(split.sketch(i), SIDE), rng(SKETCH_STREAM, number, i))
-            for number, i in group
+            augment(drawing.to_picture(split.sketch(i), SIDE), own)
+            for (_, i), own in zip(group, rngs, strict=True)
         ]
         return np.stack(pictures), split.category[[i for _, i in group]]
 

@@ -31,7 +31,7 @@ from support.run_setup import check, options_and_data, print_plan, start_or_resu
 MAX_MINUTES = 10**9
 MAX_DEVICES = 2**16
 PATIENCE = 5  # validations in a row without improvement
-AGREED_EVERY = 10  # updates between two questions whether any process was interrupted
+AGREED_EVERY = 10  # updates between two checks whether any process was interrupted
 
 
 def train(
@@ -122,30 +122,23 @@ def _train(
     )
     log = MetricsLog(log_root, state) if group.is_main_process else NoLog()
     with cli.Interruption() as interruption, log, contextlib.closing(stream):
-        saved_at = time.monotonic()
-        progress, stopping = None, False
+        progress = _epoch_progress(state, batches_per_epoch, hparams, group)
+        saved_at, stopping = time.monotonic(), False
         while not (state.finished or stopping):
-            if progress is None:
-                progress = _epoch_progress(state, batches_per_epoch, hparams, group)
             losses = update(model, next(stream))
             _require_finite(losses, "training", state.total_steps + 1, log_root)
             rate = learning_rate(hparams, state.global_step)
-            state.total_steps += 1
-            state.global_step += 1
-            state.batch += 1
+            state.count_update()
+            epoch_done = state.batch == batches_per_epoch
+            all_done = state.total_steps == hparams.num_steps
             log.write("train", losses, rate)
             progress.set_postfix(losses | {"learning_rate": rate}, refresh=False)
             progress.update()
 
-            epoch_done = state.batch == batches_per_epoch
-            all_done = state.total_steps == hparams.num_steps
             if epoch_done or all_done:
                 progress.close()
-                progress = None
             if epoch_done:
-                state.total_epochs += 1
-                state.epoch += 1
-                state.batch = 0
+                state.count_epoch()
             if all_done or (epoch_done and state.epoch % hparams.save_every == 0):
                 log_message(validate(model, data, hparams, log_root, state, log, group, workers))
             if all_done:
@@ -163,8 +156,9 @@ def _train(
                     log.sync()
                     checkpoints.save_latest(log_root, model, optimizer, state)
                 saved_at = time.monotonic()
-        if progress is not None:
-            progress.close()
+            if epoch_done and not (state.finished or stopping):
+                progress = _epoch_progress(state, batches_per_epoch, hparams, group)
+        progress.close()
     if state.finished:
         log_message(f"Training has ended: {state.finished}. The model is in {log_root}.")
     else:

@@ -13,8 +13,6 @@ Sequences are time-major, (T, B, ...).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from keras import tree
-
 import rnn
 from support.backend import has_gpu, keras, ops
 from support.precision import mixed_matmul, to_compute_dtype
@@ -142,18 +140,18 @@ def _normalise_gradient(d_normal, normal, factor):
     return factor * (d_normal - ops.mean(d_normal, axis=-1, keepdims=True) - along)
 
 
-def _unroll_gates(between, between_gradient, projected, kernel, c0, h0, masks, gains=(), *, dtype):
+def _unroll_gates(gate_fn, gate_gradient, projected, kernel, c0, h0, masks, gains=(), *, dtype):
     """Unrolls a cell whose gates are `projected` + h `kernel`.
 
     Args:
-        between: `rnn.lstm_gates` or `rnn.layer_norm_gates`.
-        between_gradient: its gradient.
+        gate_fn: `rnn.lstm_gates` or `rnn.layer_norm_gates`.
+        gate_gradient: its gradient.
         projected: (T, B, 4 R).
         kernel: (R, 4 R).
         c0: (B, R), the memory before the first step.
         h0: (B, R), the hidden vector before the first step.
         masks: (T, B, R) or None.
-        gains: further weights that `between` takes.
+        gains: further weights that `gate_fn` takes.
         dtype: what the products with `kernel` are made in.
 
     Returns:
@@ -170,20 +168,20 @@ def _unroll_gates(between, between_gradient, projected, kernel, c0, h0, masks, g
         def forward(carry, inputs):
             c, h, _ = carry
             gates, *mask = inputs
-            return between(gates + mixed_matmul(h, kernel, dtype), c, mask, gains)
+            return gate_fn(gates + mixed_matmul(h, kernel, dtype), c, mask, gains)
 
         start = (c0, h0, ops.zeros_like(projected[0]))
         (c_last, h_last, _), (cs, hs, saved) = _scan(forward, start, (projected, *masks))
 
         def gradient(*upstream):
-            d_hs, d_c, d_h = tree.flatten(upstream)  # one tuple or three tensors, by backend
+            d_hs, d_c, d_h = keras.tree.flatten(upstream)  # one tuple or three tensors, by backend
             kernel_t = ops.transpose(kernel)
 
             def backward(carry, inputs):
                 d_c, d_gates, *_ = carry
                 d_h, saved, c_before, c, *mask = inputs
                 d_h = d_h + mixed_matmul(d_gates, kernel_t, dtype)
-                return between_gradient(saved, c_before, c, d_c, d_h, mask, gains)
+                return gate_gradient(saved, c_before, c, d_c, d_h, mask, gains)
 
             (d_c0, d_gates0, *_), (_, d_projected, *d_gains) = _scan(
                 backward,
@@ -213,10 +211,10 @@ def _scan(step, start, sequences, reverse=False):
     """
 
     def at(carry, t):
-        carry = step(carry, tree.map_structure(lambda sequence: sequence[t], sequences))
+        carry = step(carry, keras.tree.map_structure(lambda sequence: sequence[t], sequences))
         return carry, carry
 
-    length = ops.shape(tree.flatten(sequences)[0])[0]
+    length = ops.shape(keras.tree.flatten(sequences)[0])[0]
     return ops.scan(at, start, ops.arange(length), reverse=reverse)
 
 
@@ -310,24 +308,24 @@ def _unroll_hyper(projected, state, weights, masks, dtype):
         All hidden vectors (T, B, R) and the last state.
     """
     masks = () if masks is None else (masks,)
-    count = len(tree.flatten(weights))
+    count = len(keras.tree.flatten(weights))
 
     @ops.custom_gradient
     def run(x, hyper_x, h0, hyper_h0, c0, hyper_c0, *rest):
-        w, masks = tree.pack_sequence_as(weights, rest[:count]), rest[count:]
+        w, masks = keras.tree.pack_sequence_as(weights, rest[:count]), rest[count:]
         w = rnn.to_dtype(w, dtype)
 
         def forward(carry, inputs):
             x, hyper_x, *mask = inputs
-            state, between = rnn.hyper_step((x, hyper_x), carry[:4], w, mask, dtype)
-            return (*state, *between)
+            state, saved = rnn.hyper_step((x, hyper_x), carry[:4], w, mask, dtype)
+            return (*state, *saved)
 
         start = (h0, hyper_h0, c0, hyper_c0, ops.zeros_like(hyper_x[0]), ops.zeros_like(x[0]))
         last, steps = _scan(forward, start, (x, hyper_x, *masks))
         hs, hyper_hs, cs, hyper_cs, hyper_gates, recurrent = steps
 
         def gradient(*upstream):
-            d_hs, d_h, d_hyper_h, d_c, d_hyper_c = tree.flatten(upstream)
+            d_hs, d_h, d_hyper_h, d_c, d_hyper_c = keras.tree.flatten(upstream)
             recurrent_t = ops.transpose(w.recurrent)
             hyper_input_t = ops.transpose(w.hyper_input)
             hyper_recurrent_t = ops.transpose(w.hyper_recurrent)
@@ -398,11 +396,11 @@ def _unroll_hyper(projected, state, weights, masks, dtype):
                 *h_gradients(first),
                 first.c_before,
                 first.hyper_c_before,
-                *tree.flatten(d_weights),
+                *keras.tree.flatten(d_weights),
                 *[ops.zeros_like(mask) for mask in masks],
             )
 
         return (hs, *last[:4]), gradient
 
-    hs, *state = run(*projected, *state, *tree.flatten(weights), *masks)
+    hs, *state = run(*projected, *state, *keras.tree.flatten(weights), *masks)
     return hs, tuple(state)

@@ -171,7 +171,7 @@ def draw(sketch: np.ndarray, drawing_size: int = DRAWING_SIZE) -> tuple[np.ndarr
 
 
 def count_patches(sketch: np.ndarray, graph_number: int = 21) -> int:
-    """How many patches `make_graph` places, and thus how many seeds it consumes, undrawn."""
+    """How many patches `make_graph` places, and so how many seeds it takes; nothing is drawn."""
     strokes = pen_paths(np.asarray(sketch).astype(np.int16), start=np.zeros(2, np.int64))
     return min(sum(-(-(len(path) - 1) // ROWS_PER_PATCH) for path in strokes), graph_number - 1)
 

@@ -125,7 +125,7 @@ def lattices() -> dict[str, float]:
     return found
 
 
-def batch_rate(most_workers: int | None = None, count: int = 40) -> dict[int, float]:
+def batch_rate(max_workers: int | None = None, count: int = 40) -> dict[int, float]:
     """Sketches a second of `batches.training_batches`, for 1 to as many workers as cores."""
     raw = some_doodles(4 * BATCH)
     hparams = HParams(batch_size=BATCH)
@@ -138,7 +138,7 @@ def batch_rate(most_workers: int | None = None, count: int = 40) -> dict[int, fl
         scale_factor=30.0,
     )
     rates = {}
-    for workers in range(1, (most_workers or os.cpu_count() or 1) + 1):
+    for workers in range(1, (max_workers or os.cpu_count() or 1) + 1):
         made = batches.training_batches(split, hparams, max(lengths), workers=workers)
         # Kept at the same time, so that all memory that batches are made in has been written:
         # the first time takes the system longer than making the batch.
@@ -171,7 +171,7 @@ def loading(per_category: int = 1000) -> dict[str, float]:
         np.savez_compressed(Path(folder) / "file.npz", **arrays)
         for name in CATEGORIES:
             (Path(folder) / f"{name}.npz").symlink_to("file.npz")
-        # A process of its own, for the peak is a process's.
+        # A process of its own, because the peak is a process's.
         script = "import json, sys, loading; print(json.dumps(loading.load(sys.argv[1])))"
         command = [sys.executable, "-c", script, folder]
         done = subprocess.run(

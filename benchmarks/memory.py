@@ -17,6 +17,7 @@ from absl import flags
 import train
 from doodles import write_doodles
 from support import cli
+from support.metrics_log import MetricsLog
 
 EVERY = 200
 OPTIONS = (
@@ -34,14 +35,14 @@ def resident_mib() -> float:
 def main() -> None:
     """Trains and prints."""
     steps = flags.FLAGS.steps
-    write = train.MetricsLog.write
+    write = MetricsLog.write
 
     def write_and_weigh(self, split, *args):
         write(self, split, *args)
         if split == "train" and self.state.total_steps % EVERY == 0:
             print(f"update {self.state.total_steps}: {resident_mib():.1f} MiB", flush=True)
 
-    train.MetricsLog.write = write_and_weigh
+    MetricsLog.write = write_and_weigh
     train.PATIENCE = steps  # the tiny model may stop improving
     with tempfile.TemporaryDirectory() as folder:
         write_doodles(folder, categories=("fish", "tree"), train=200, valid=8, test=8)

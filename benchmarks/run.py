@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import common  # noqa: F401, puts the project on the path
@@ -32,7 +31,7 @@ from absl import flags
 
 from support import cli
 from support.backend import keras
-from support.files import UserError
+from support.files import UserError, write_json
 
 
 class Row(NamedTuple):
@@ -212,7 +211,7 @@ def main() -> None:
             print(line(row, "" if i else f"{results[stage]['peak_mb']:,.0f}"), flush=True)
     if values.json:
         content = {"machine": metadata, "stages": results}
-        Path(values.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(values.json, content)
 
 
 def define_flags() -> None:

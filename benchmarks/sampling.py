@@ -12,12 +12,12 @@ import numpy as np
 
 import inference
 import retrieval
-import sample
 from batches import make_graphs
 from hparams import HParams
 from model import SPGra2Seq
 from support import devices
 from support.backend import compiled, ops
+from support.sample_files import PICTURES, write_sample
 from support.workers import prefetch
 
 KERNELS = {
@@ -96,9 +96,7 @@ def sampling(size: str, count: int) -> dict:
         def write_to_new_directory():
             directory = Path(folder) / str(next(numbers))
             directory.mkdir()
-            return lambda i, sketch: sample.write_sample(
-                directory, (0, i), sketch, z[i], sample.PICTURES
-            )
+            return lambda i, sketch: write_sample(directory, (0, i), sketch, z[i], PICTURES)
 
         def write():
             write_one = write_to_new_directory()

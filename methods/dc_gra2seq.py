@@ -15,7 +15,7 @@ COSINE_FLOOR = 1e-10
 PICTURE_POSITION = -1.1  # stands for the position of the whole sketch
 
 
-class Encoder(graphs.Encoder):
+class Encoder(graphs.PatchGraphEncoder):
     """A graph convolution of two layers over embeddings and positions, pooled into the code.
 
     Convolutions and graph convolutions are computed in the compute type of its policy.
@@ -63,10 +63,6 @@ class Encoder(graphs.Encoder):
             adjacency,
         )
 
-    def embed(self, patches):
-        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
-        return graphs.embed_patches(self.patch_encoder, patches)
-
     def relative_terms(self, embeddings):
         """How each patch (the row) sees the place of each other: (B, P, 512) to (B, P, P)."""
         places = np.arange(embeddings.shape[1], dtype=np.int32)
@@ -87,10 +83,6 @@ class Encoder(graphs.Encoder):
         g1 = ops.relu(self.multiply(g0, self.kernel_1) + self.bias_1)
         g2 = ops.relu(self.multiply(g1, self.kernel_2) + self.bias_2)
         return ops.sum(g0 + g2, axis=1)
-
-    def read_out(self, pooled, training=False):
-        """(B, 512) to the graph's features, (B, 512) in (-1, 1)."""
-        return ops.tanh(self.graph_norm(pooled, training=training))
 
 
 def place_encodings(patches: int) -> np.ndarray:

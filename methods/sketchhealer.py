@@ -14,7 +14,7 @@ RING_WEIGHTS = {-2: 0.2, -1: 0.3, 0: 0.5, 1: 0.3, 2: 0.2}  # by distance in the 
 PICTURE_EDGE = 0.5  # from every node to the whole sketch, added to the others
 
 
-class Encoder(graphs.Encoder):
+class Encoder(graphs.PatchGraphEncoder):
     """One linear graph convolution over patch embeddings, pooled into the latent code.
 
     Convolutions and the graph convolution are computed in the compute type of its policy.
@@ -61,10 +61,6 @@ class Encoder(graphs.Encoder):
             adjacency,
         )
 
-    def embed(self, patches):
-        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
-        return graphs.embed_patches(self.patch_encoder, patches)
-
     def adjacency(self, embeddings, nodes):
         """Embeddings (B, G, 512), and nodes as in `call`, to (B, G, G), not normalised."""
         if self.edges == "spatial":
@@ -84,10 +80,6 @@ class Encoder(graphs.Encoder):
         # Nothing but sums follows, and so the nodes can be summed first.
         summed = ops.matmul(ops.sum(adjacency, axis=1, keepdims=True), h)[:, 0]
         return self.multiply(summed, self.kernel)
-
-    def read_out(self, pooled, training=False):
-        """(B, 512) to the graph's features, (B, 512) in (-1, 1)."""
-        return ops.tanh(self.graph_norm(pooled, training=training))
 
 
 def ring_adjacency(nodes: int) -> np.ndarray:

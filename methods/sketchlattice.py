@@ -14,7 +14,7 @@ COORDINATE = 64  # width of a coordinate's embedding
 EMBEDDING = 2 * COORDINATE
 HIDDEN = 192
 DROPOUT = 0.1
-FARTHEST = 5202  # squared distance of two points up to which they are linked: 0.2 of the diagonal
+MAX_SQUARED_DISTANCE = 5202  # of two points that are linked: 0.2 of the diagonal
 DROPOUT_STREAM = 1  # another one than the decoder's
 
 
@@ -87,7 +87,7 @@ class Encoder(graphs.Encoder):
         """uint8 (B, V, 2), of which the first n_points (B,) are there, to (B, V, V)."""
         x, y = ops.cast(points[:, :, 0], "int32"), ops.cast(points[:, :, 1], "int32")
         squares = ops.square(x[:, :, None] - x[:, None]) + ops.square(y[:, :, None] - y[:, None])
-        squares = ops.minimum(squares, FARTHEST + 1)
+        squares = ops.minimum(squares, MAX_SQUARED_DISTANCE + 1)
         places = np.arange(points.shape[1], dtype=np.int32)
         there = places < ops.cast(n_points, "int32")[:, None]
         linked = there[:, :, None] & there[:, None] & (places[:, None] != places)
@@ -133,12 +133,12 @@ class TableInitializer(keras.initializers.RandomNormal):
 
 
 def distance_weights() -> np.ndarray:
-    """The weight of a link by the squared distance of its ends, float32 (FARTHEST + 2,).
+    """The weight of a link by the squared distance of its ends, float32 (5204,).
 
     1 less the distance as a share of the picture's diagonal, cut to whole percents as published;
-    0 beyond FARTHEST.
+    0 beyond MAX_SQUARED_DISTANCE.
     """
-    distances = np.sqrt(np.arange(FARTHEST + 2, dtype=np.float64))
+    distances = np.sqrt(np.arange(MAX_SQUARED_DISTANCE + 2, dtype=np.float64))
     percents = np.floor((1 - distances / ((SIDE - 1) * math.sqrt(2))) * 100)
-    percents[FARTHEST + 1] = 0
+    percents[MAX_SQUARED_DISTANCE + 1] = 0
     return (percents / 100).astype(np.float32)

@@ -14,7 +14,7 @@ from support.backend import keras, ops
 EMBEDDING = CHANNELS[-1]
 
 
-class Encoder(graphs.Encoder):
+class Encoder(graphs.PatchGraphEncoder):
     """A graph convolution of two layers over patch embeddings, pooled into the latent code.
 
     Convolutions and graph convolutions are computed in the compute type of its policy.
@@ -62,10 +62,6 @@ class Encoder(graphs.Encoder):
             graphs.node_masks(nodes["graph_masks"]),
         )
 
-    def embed(self, patches):
-        """uint8 (B, G, S, S) to embeddings (B, G, 512)."""
-        return graphs.embed_patches(self.patch_encoder, patches)
-
     def adjacency(self, embeddings, nodes):
         """Embeddings (B, G, 512), and nodes as in `call`, to (B, G, G), rows summing to 1."""
         count = embeddings.shape[1] - 1
@@ -86,7 +82,3 @@ class Encoder(graphs.Encoder):
         g1 = ops.relu(self.multiply(g0, self.kernel_1))
         g2 = ops.relu(self.multiply(g1, self.kernel_2))
         return ops.sum(g0 + g2, axis=1)
-
-    def read_out(self, pooled, training=False):
-        """(B, 512) to the graph's features, (B, 512) in (-1, 1)."""
-        return ops.tanh(self.graph_norm(pooled, training=training))

@@ -92,7 +92,7 @@ with _plain_interrupt(), _native_stderr_hidden():
     else:
         import jax
 
-        if jax.config.jax_default_matmul_precision is None:  # the user has no wish of their own
+        if jax.config.jax_default_matmul_precision is None:  # the user has not set it
             jax.config.update("jax_default_matmul_precision", "highest")
     # Its notes on kinds of devices that it did not find.
     logging.getLogger("jax").setLevel(logging.WARNING)

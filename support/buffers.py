@@ -40,7 +40,8 @@ def reusable_buffer(size: int) -> tuple[np.ndarray, dict]:
         whole = np.empty(size + ALIGNMENT, np.uint8)
         first = -whole.ctypes.data % ALIGNMENT
         memory, notes = memoryview(whole[first : first + size]), {}
-    # All views of this array, and views of them, keep it alive, for it is no view of an array.
+    # All views of this array, and views of them, keep it alive, because it is not itself a view
+    # of an array.
     owner = np.frombuffer(memory, np.uint8, size)
     weakref.finalize(owner, _idle.append, (memory, notes)).atexit = False
     return owner, notes

@@ -7,7 +7,9 @@ from support.files import UserError
 
 MAX_COUNT = 10**9  # of sketches, updates and the like
 MAX_BATCH = 2**16  # sketches at a time
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1  # of sampling and figures
+MAX_TRAINING_SEED = 2**32 - 1
+MAX_LEARNING_RATE = 1000
 MAX_WORKERS = 1024
 
 

@@ -180,7 +180,7 @@ def run(main: Callable[[], None]) -> None:
 
     A wrong flag, a `UserError` or an error of the operating system (a full disk, no permission)
     becomes one line on standard error (on standard output, if that is closed) and exit status 1;
-    Ctrl-C exits with 130. Output that nobody reads any more does not stop a command.
+    Ctrl-C exits with 130. Output that is no longer read does not stop a command.
     """
     script = os.path.basename(sys.argv[0])
     no_stderr = sys.stderr is None
@@ -197,7 +197,7 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv):
         try:
             if len(argv) > 1:
-                raise UserError(f"{argv[1]!r} is no option; options are written --name=value")
+                raise UserError(f"{argv[1]!r} is not an option; options are written --name=value")
             main()
         except (UserError, OSError) as error:
             sys.exit(_line(error))

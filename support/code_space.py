@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 COMPONENTS = 50  # of the codes, that t-SNE is given
 PERPLEXITY = 30
-FEWEST = 5  # codes of which t-SNE makes a plane
+MIN_CODES = 5  # codes of which t-SNE makes a plane
 NEIGHBOURS = 10
 
 
@@ -24,7 +24,7 @@ def plane(codes: np.ndarray, seed: int) -> np.ndarray:
     """Codes on a plane: PCA, then t-SNE (van der Maaten and Hinton, JMLR 2008).
 
     Args:
-        codes: (N, Z), finite, N >= FEWEST.
+        codes: (N, Z), finite, N >= MIN_CODES.
         seed: of t-SNE.
 
     Returns:
@@ -57,7 +57,7 @@ def silhouette(codes: np.ndarray, labels: np.ndarray) -> float:
 def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, k: int = NEIGHBOURS) -> float:
     """Share of codes whose label is that of most of their k nearest others (leave-one-out).
 
-    Of labels that are equally frequent, the one that has the nearest code wins.
+    Of labels that are equally frequent, the one that has the nearest code is predicted.
 
     Args:
         codes: (N, Z), finite, N > k.
@@ -70,8 +70,8 @@ def neighbour_accuracy(codes: np.ndarray, labels: np.ndarray, k: int = NEIGHBOUR
     found = labels[nearest]
     counts = np.stack([(found == label).sum(axis=1) for label in range(found.max() + 1)], axis=1)
     votes = np.take_along_axis(counts, found, axis=1)
-    winner = found[np.arange(len(found)), votes.argmax(axis=1)]
-    return float(np.mean(winner == labels))
+    predicted = found[np.arange(len(found)), votes.argmax(axis=1)]
+    return float(np.mean(predicted == labels))
 
 
 def slerp(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
@@ -189,7 +189,7 @@ def one_of_each(
 
 
 def at_quantiles(values: np.ndarray, quantiles: Sequence[float], seed: int) -> list[int]:
-    """The items that stand at some quantiles of their values: a choice that nobody makes by hand.
+    """The items that stand at some quantiles of their values, so that none is chosen by hand.
 
     Of equal values chance decides. An item is chosen once at most.
 
@@ -204,18 +204,18 @@ def at_quantiles(values: np.ndarray, quantiles: Sequence[float], seed: int) -> l
     return order[np.unique(places)].tolist()
 
 
-def spread_out(points: np.ndarray, distance: float, most: int, seed: int) -> list[int]:
+def spread_out(points: np.ndarray, distance: float, max_count: int, seed: int) -> list[int]:
     """Some points of which no two are near, along x or along y.
 
     Args:
         points: (N, 2).
         distance: two points are near if neither x nor y differs by so much.
-        most: how many are wanted at most.
+        max_count: how many are wanted at most.
         seed: of the order in which points are tried.
     """
     chosen: list[int] = []
     for i in np.random.default_rng(seed).permutation(len(points)).tolist():
-        if len(chosen) == most:
+        if len(chosen) == max_count:
             break
         if (np.abs(points[chosen] - points[i]).max(axis=1) >= distance).all():
             chosen.append(i)

@@ -32,21 +32,15 @@ def contact_sheet(sketches: Sequence[np.ndarray]) -> np.ndarray:
     sheet = np.full((rows * CELL, columns * CELL, 3), 255, np.uint8)
     for place, sketch in enumerate(sketches):
         top, left = CELL * (place // columns), CELL * (place % columns)
-        _draw(sheet[top : top + CELL, left : left + CELL], drawing.to_paths(sketch))
+        _draw(sheet[top : top + CELL, left : left + CELL], sketch)
     return sheet
 
 
-def _draw(cell: np.ndarray, paths: list[np.ndarray]) -> None:
+def _draw(cell: np.ndarray, sketch: np.ndarray) -> None:
     cv2.rectangle(cell, (0, 0), (CELL - 1, CELL - 1), (225, 225, 225))
-    if not paths:
-        return
-    points = np.concatenate(paths)
-    low, high = points.min(axis=0), points.max(axis=0)
-    scale = (CELL - 2 * MARGIN) / ((high - low).max() or 1)
-    shift = (CELL - scale * (low + high)) / 2
-    for order, path in enumerate(paths):
+    for order, path in enumerate(drawing.fitted_paths(sketch, CELL, MARGIN / CELL)):
         colour = COLOURS[order % len(COLOURS)]
-        fixed = np.rint((path * scale + shift) * 2**BITS).astype(np.int32)
+        fixed = np.rint(path * 2**BITS).astype(np.int32)
         cv2.polylines(cell, [fixed], False, colour, 1, cv2.LINE_AA, BITS)
         x, y = fixed[0].tolist()
         cv2.circle(cell, (x, y), int(2.2 * 2**BITS), colour, cv2.FILLED, cv2.LINE_AA, BITS)

@@ -1,8 +1,8 @@
-"""Loaded sketches that mean something else than stroke-3 in one unit: what is wrong, and the cure.
+"""Loaded sketches that are not stroke-3 in one unit: what is wrong, and how to put it right.
 
-Such data train without any error, and to no use. Each limit below lies in a wide gap between 305
-categories of QuickDraw, Omniglot, kanji, sheep and doodles on one side, and the same sketches
-stored wrongly on the other.
+Training with such data gives no error, and no useful model. Each limit below lies in a
+wide gap between 305 categories of QuickDraw, Omniglot, kanji, sheep and doodles on one side, and
+the same sketches stored wrongly on the other.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ import numpy as np
 
 import utils
 from dataset import LIMIT, Dataset, Split
-from drawing import FONT, write_png
+from drawing import write_png
 from hparams import HParams
 from support.files import UserError
+from support.fonts import write_text
 
 MIN_ROWS = 200  # of a category; of fewer only what is certain is reported
 # Absolute coordinates: real categories have at most 7 % of sketches without a negative offset; the
@@ -110,7 +111,7 @@ def require_sensible(
 def write_contact_sheet(
     path: str | Path, data: Dataset, hparams: HParams, categories: Sequence[str]
 ) -> None:
-    """Writes a PNG of some training sketches of each category, as the encoder sees them whole."""
+    """Writes a PNG of some training sketches of each category, as they are drawn for encoding."""
     split, rows = data.splits["train"], []
     there = np.unique(split.category)
     for number in there[_evenly(len(there), SHOWN_CATEGORIES)].tolist():
@@ -120,20 +121,25 @@ def write_contact_sheet(
             for i in members[_evenly(len(members), SHOWN_SKETCHES)]
         ]
         tiles += [np.full_like(tiles[0], 235)] * (SHOWN_SKETCHES - len(tiles))
-        title = np.full((SHOWN_NAME, SHOWN_SIDE * SHOWN_SKETCHES), 235, np.uint8)
-        text = f"{categories[number]}: {len(members)} sketches".encode("ascii", "replace").decode()
-        cv2.putText(title, text, (6, 17), FONT, 0.5, 40, 1, cv2.LINE_AA)
-        rows += [title, np.hstack(tiles)]
+        title = np.full((SHOWN_NAME, SHOWN_SIDE * SHOWN_SKETCHES, 1), 235, np.uint8)
+        text = f"{categories[number]}: {len(members)} sketches"
+        write_text(title, text, 6, SHOWN_NAME // 2, 0.6 * SHOWN_NAME, [40])
+        rows += [title[..., 0], np.hstack(tiles)]
     write_png(path, np.vstack(rows))
 
 
-def _evenly(count: int, most: int) -> np.ndarray:
+def _evenly(count: int, max_places: int) -> np.ndarray:
     """At most so many of `count` places, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+    return np.unique(np.linspace(0, count - 1, min(count, max_places)).astype(int))
 
 
 def _picture(sketch: np.ndarray, hparams: HParams) -> np.ndarray:
-    graph = utils.make_graph(sketch, graph_number=2, graph_picture_size=hparams.graph_picture_size)
+    graph = utils.make_graph(
+        sketch,
+        graph_number=2,
+        graph_picture_size=hparams.graph_picture_size,
+        drawing_size=hparams.drawing_size,
+    )
     picture = cv2.resize(
         255 - graph.patches[0], (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA
     )

@@ -9,7 +9,6 @@ down.
 import gzip
 import json
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import utils
 from dataset import LIMIT, SPLITS, read_sketch_file
 from support import svg
 from support.files import UserError, one_line, read_npy
+from support.safe_npz import open_archive
 from support.simplify import EXTENT, to_stroke3
 
 KINDS = {
@@ -264,8 +264,8 @@ def _read_npy(path: Path, absolute: bool) -> Iterator[Drawing]:
     array = read_npy(path)
     if array.ndim not in (2, 3) or array.shape[-1] not in (3, 5):
         raise UserError(
-            f"{path}: an array of shape {array.shape} is no drawing; stroke-3 is (n, 3), stroke-5 "
-            "(n, 5), and several of one length (k, n, 3) or (k, n, 5)"
+            f"{path}: an array of shape {array.shape} is not a drawing; stroke-3 is (n, 3), "
+            "stroke-5 (n, 5), and several of one length (k, n, 3) or (k, n, 5)"
         )
     drawings = array if array.ndim == 3 else array[None]
     for i, entry in enumerate(drawings):
@@ -275,11 +275,11 @@ def _read_npy(path: Path, absolute: bool) -> Iterator[Drawing]:
 
 def _read_npz(path: Path, absolute: bool) -> Iterator[Drawing]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
+        with open_archive(path) as archive:
+            names = archive.names
     except Exception as error:  # a damaged archive can fail in any way
         raise UserError(f"{path}: damaged, no readable .npz ({one_line(error)})") from error
-    splits = tuple(split for split in SPLITS if f"{split}.npy" in names)
+    splits = tuple(split for split in SPLITS if split in names)
     if not splits:
         raise UserError(f"{path}: has none of the arrays train, valid and test")
     arrays = read_sketch_file(path, splits)

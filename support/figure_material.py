@@ -16,7 +16,7 @@ from support.backend import compiled, ops
 from support.plots import Page
 from support.sample_files import scope
 
-Figure = tuple[Page, dict[str, np.ndarray]]  # what is seen, and the numbers behind it
+Figure = tuple[Page, dict[str, np.ndarray]]  # what is seen, and the numbers that it shows
 
 
 class Patch(NamedTuple):
@@ -109,7 +109,7 @@ def gather(
         seed: see `Material`.
         workers: threads that crop; None: half as many as there are cores.
     """
-    members = np.flatnonzero(split.index < num_per_category)
+    members = split.in_first_rows(num_per_category)
     codes = np.empty((len(members), model.hparams.z_size), np.float32)
     patches, embeddings, counts, adjacency = [], [], [], []
 

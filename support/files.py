@@ -78,7 +78,7 @@ def read_json(path: str | Path) -> Any:
     """What a JSON file holds; numbers in it may be NaN or infinite.
 
     Raises:
-        UserError: the file is missing or is no JSON.
+        UserError: the file is missing or is not JSON.
     """
     with _one_line_errors(path, "damaged, not a JSON file"):
         return json.loads(_read_bytes(path, MAX_JSON).decode("utf-8"))
@@ -88,7 +88,7 @@ def read_text(path: str | Path) -> str:
     """The text of a small file in UTF-8.
 
     Raises:
-        UserError: the file is missing, or is no such text.
+        UserError: the file is missing, or is not such a text.
     """
     with _one_line_errors(path, "no text that can be read"):
         return _read_bytes(path, MAX_TEXT).decode("utf-8")
@@ -125,13 +125,13 @@ def _one_line_errors(path: str | Path, what: str) -> Iterator[None]:
         raise UserError(f"{path}: {what} ({one_line(error)})") from error
 
 
-def _read_bytes(path: str | Path, most: int | None = None) -> bytes:
+def _read_bytes(path: str | Path, max_bytes: int | None = None) -> bytes:
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):  # it might have no end
-            raise ValueError("it is no regular file")
-        if most is not None and status.st_size > most:
-            raise ValueError(f"it has {status.st_size} bytes, more than {most}")
+            raise ValueError("it is not a regular file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise ValueError(f"it has {status.st_size} bytes, more than {max_bytes}")
         return file.read(status.st_size)
 
 

@@ -42,8 +42,8 @@ HEALED_FILES = (
     "*_healed.svg",
     "*_overlay.svg",
     "*_healed.png",
-    "gallery.png",
-    "index.html",
+    gallery.PICTURE_NAME,
+    gallery.PAGE_NAME,
 )
 
 
@@ -102,7 +102,7 @@ def heal(
         raise UserError(f"variants: {variants} is not allowed; with greedy all would be the same")
     config = read_config(Path(model_dir) / CONFIG_NAME)
     check_masking(masking, config.hparams)
-    own, notes = load_own(inputs, most=num_per_category, absolute=absolute)
+    own, notes = load_own(inputs, max_per_file=num_per_category, absolute=absolute)
     holes = None if erase is None else [find_hole(one, erase) for one in own]
     scale_factor = config.scale_factor
     if scale_factor is None:

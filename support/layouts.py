@@ -60,7 +60,7 @@ def gather_rows(
         entries: of a split.
         chosen: which of them to take, sorted.
         unusable: takes how many others there are, by reason.
-        converted: takes how many sketches were stored otherwise than as stroke-3, by layout.
+        converted: takes how many sketches were not stored as stroke-3, by layout.
 
     Returns:
         Rows (total, 3), rows of each sketch, and the place of each among the chosen.

@@ -13,10 +13,10 @@ import numpy as np
 from batches import count_seeds
 from hparams import HParams
 from support.files import UserError, read_npy
+from support.random_streams import MASKING_STREAM
 
 RANDOM_SEED = Path(__file__).parents[1] / "random_seed.npy"
 OWN_SEEDS = ("lattice",)  # ways of masking that no file would last for
-MASKING_STREAM = 4  # first entry of the random streams' keys; see `batches`
 
 
 def share_seeds(random_seed: str | Path, counts: Sequence[int]) -> list[np.ndarray]:

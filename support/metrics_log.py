@@ -8,14 +8,11 @@ from typing import Self
 import numpy as np
 
 import drawing
-from checkpoints import RunState
+from checkpoints import METRICS_NAME, PREVIEW_NAME, TENSORBOARD_NAME, RunState
 from support.backend import keras
 from support.files import UserError, write_errors, write_file
 
-METRICS_NAME = "metrics.csv"
 METRICS_COLUMNS = "update,epoch,split,reconstruction,clustering,learning_rate"
-TENSORBOARD_NAME = "tensorboard"
-PREVIEW_NAME = "preview.png"
 
 
 class NoLog:

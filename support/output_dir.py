@@ -28,7 +28,7 @@ def write_to(
     """Takes a directory for writing; it is made if it is not there.
 
     A manifest in the directory tells which files hold what. A file whose name would be written,
-    but which the manifest does not have, belongs to somebody else: nothing is touched then.
+    but which the manifest does not have, is another program's: nothing is touched then.
 
     Args:
         directory: to write to.
@@ -37,7 +37,7 @@ def write_to(
         is_ours: whether a file that no manifest has was written by an earlier release.
 
     Raises:
-        UserError: another process writes there; a file is somebody else's; no permission.
+        UserError: another process writes there; a file is another program's; no permission.
     """
     directory = Path(directory)
     made = _make(directory)
@@ -105,7 +105,7 @@ def _writer(directory: Path) -> str:
 def _claim(
     directory: Path, content: str, names: Sequence[str], is_ours: Callable[[Path], bool]
 ) -> None:
-    """Notes in the manifest which names are this content's, unless one is somebody else's."""
+    """Notes in the manifest which names are this content's; refuses other files of these names."""
     path = directory / MANIFEST_NAME
     manifest = read_json(path) if path.exists() else {}
     names_of = manifest.values() if isinstance(manifest, dict) else [None]

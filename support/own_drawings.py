@@ -13,6 +13,7 @@ import numpy as np
 from support import simplify, svg
 from support.drawings import Drawing, find_drawings, read_drawings
 from support.files import UserError
+from support.palette import EDGE_COLOUR, MASKED_COLOUR
 from utils import Box
 
 LINE_WIDTH = 0.012  # share of a drawing's longer side
@@ -36,13 +37,13 @@ class OwnDrawing(NamedTuple):
 
 
 def load_own(
-    paths: Sequence[str | Path], *, most: int, absolute: bool = False
+    paths: Sequence[str | Path], *, max_per_file: int, absolute: bool = False
 ) -> tuple[list[OwnDrawing], list[str]]:
     """Reads and simplifies drawings.
 
     Args:
         paths: files and directories, see `support.drawings.find_drawings`.
-        most: the first so many drawings of each file.
+        max_per_file: the first so many drawings of each file.
         absolute: see `support.drawings.read_drawings`.
 
     Returns:
@@ -55,7 +56,7 @@ def load_own(
     notes = [f"{path}: holds no drawings, skipped" for path in skipped]
     own: list[OwnDrawing] = []
     for path in (path for files in found.values() for path in files):
-        drawings = list(islice(read_drawings(path, absolute=absolute), most))
+        drawings = list(islice(read_drawings(path, absolute=absolute), max_per_file))
         for number, drawing in enumerate(drawings):
             rows = _rows(drawing)
             if isinstance(rows, str):
@@ -137,12 +138,12 @@ def overlay_svg(
     if rectangle is not None:
         x, y, w, h = rectangle
         erased = (
-            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="#d7283c"'
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{MASKED_COLOUR}"'
             ' fill-opacity="0.12"/>'
         )
     layers = [
         svg.Layer(own.drawing.strokes, "#bbb", 2 * width),
-        svg.Layer(healed, "#0a5fbe", width),
+        svg.Layer(healed, EDGE_COLOUR, width),
     ]
     return svg.write_svg(layers, _frame(own), erased)
 

@@ -43,7 +43,7 @@ def draw_synonyms(material: Material) -> Figure:
         order = of[np.argsort(-cosine[of], kind="stable")]
         nearest[c] = code_space.one_of_each(order.tolist(), owners, kinds, MEMBERS_SHOWN)
     parts = PARTS * places // material.counts[owners]
-    measures, said = {}, []
+    measures, messages = {}, []
     for name, labels, what in (
         ("category", kinds, "categories"),
         ("part", parts, "fifths of the order of drawing"),
@@ -53,7 +53,7 @@ def draw_synonyms(material: Material) -> Figure:
             for measure in (code_space.purity, code_space.mutual_information)
         )
         least = code_space.purity(np.zeros_like(cluster), labels)
-        said.append(
+        messages.append(
             f"{what}: purity {purity:.2f} (one cluster: {least:.2f}), NMI {information:.3f}"
         )
         measures |= {f"purity_{name}": purity, f"least_purity_{name}": least}
@@ -64,7 +64,7 @@ def draw_synonyms(material: Material) -> Figure:
     title = (
         f"{len(owners):,} patches of {material.scope}; {made}.\n{len(nearest)} of {len(there)} "
         "clusters with patches, largest first: size, patches nearest to the centroid (one of a "
-        f"sketch, categories in turn), shares of categories.\nClusters and {'; '.join(said)}."
+        f"sketch, categories in turn), shares of categories.\nClusters and {'; '.join(messages)}."
     )
     body = 0.22 + half * (CELL + 0.1)
     page = Page(WIDE, body + 0.15 + len(shown) * BLOCK, title)
@@ -135,18 +135,18 @@ def _draw_links(
     """
     hparams = material.model.hparams
     found = {s: links_of(material, np.flatnonzero(owners == s), places) for s in shown}
-    most = max((len(links) for of in found.values() for links in of.values()), default=0)
+    max_links = max((len(links) for of in found.values() for links in of.values()), default=0)
     kind = f"{hparams.method}, edges={hparams.edge_kind}" if hparams.edge_kind else hparams.method
     page.text(
         0.05,
         y,
         f"Patches and those that they are linked to ({kind}), strongest first, with the cosines of "
         "their embeddings."
-        if most
+        if max_links
         else f"No patches are linked ({kind}).",
     )
     left = 1.1
-    group = (1 + most) * (CELL - 0.02 + GAP) + 0.08
+    group = (1 + max_links) * (CELL - 0.02 + GAP) + 0.08
     per_row = max(1, int((WIDE - left) / group))
     table = []
     for block, s in enumerate(shown):

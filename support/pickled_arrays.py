@@ -463,7 +463,7 @@ def _read_alike(data: bytes, position: int, stack: list, memo: list) -> tuple[in
 
 
 def _call(name: str, arguments: tuple) -> Any:
-    """What one of the allowed functions, but for `_reconstruct`, would return."""
+    """What one of the allowed functions, except `_reconstruct`, would return."""
     if name == _DTYPE:
         return PickledType(arguments)
     if name == _ENCODE:

@@ -197,8 +197,8 @@ class Page:
     def legend(self, x: float, y: float, bottom: float, names: Sequence[str]) -> None:
         """The names of categories below one another, as many as there is room for."""
         step = 0.17 if y + 0.17 * len(names) <= bottom else 0.12
-        most = int((bottom - y) / step)
-        shown = list(names) if len(names) <= most else list(names[: most - 1])
+        max_names = int((bottom - y) / step)
+        shown = list(names) if len(names) <= max_names else list(names[: max_names - 1])
         size = NORMAL if step > 0.15 else SMALL
         for c, name in enumerate(shown):
             self.axes.scatter(x, y + c * step, s=14, c=colour(c), marker=marker(c), linewidths=0)

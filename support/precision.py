@@ -4,7 +4,7 @@ With a mixed policy a product has inputs rounded to the compute type and sums in
 device, and so have the products of its gradient. A GPU's matrix units work so. What a CPU makes of
 `matmul` in bfloat16 depends on its library: Eigen, which TensorFlow uses where it leaves oneDNN
 off, sums in float32, but cuts the results off instead of rounding them, and so shrinks each by
-0.28 % on average, layer upon layer. So on a CPU the rounded numbers stay in float32 and are
+0.28 % on average, layer after layer. So on a CPU the rounded numbers stay in float32 and are
 multiplied there. That buys the same results everywhere, and a rehearsal of what a GPU will
 compute; it costs the rounding of each input, saves no memory, and is slower than the bfloat16
 instructions of those CPUs that have them.

@@ -197,7 +197,7 @@ def check(data_dir: str | Path, log_root: str | Path, options: str = "") -> list
 
     Args:
         data_dir: holds `<category>.npz`, QuickDraw files.
-        log_root: takes data_check.png, some sketches of each category as the encoder sees them.
+        log_root: takes data_check.png, some sketches of each category, drawn for encoding.
         options: as on the command line, "categories=[bee,bus],batch_size=64".
 
     Returns:
@@ -218,5 +218,5 @@ def check(data_dir: str | Path, log_root: str | Path, options: str = "") -> list
     path = Path(log_root) / CHECK_NAME
     with write_to(log_root, "data check", (CHECK_NAME,)):
         write_contact_sheet(path, data, hparams, hparams.categories)
-    print(f"Some sketches of each category, as the encoder sees them: {path}")
+    print(f"Some sketches of each category, as they are drawn for encoding: {path}")
     return findings

@@ -1,4 +1,4 @@
-""".npy and .npz files of strangers: what they claim is checked before anything is made of it.
+""".npy and .npz files from unknown sources: what they claim is checked before it is used.
 
 No code in a file runs. Reading takes at most a small multiple of the bytes that a file's members
 really hold, and these are bounded by the size of the file itself.
@@ -115,7 +115,7 @@ def parse_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         DamagedFile: no header, or one of anything but plain numbers, texts or objects.
     """
     if data[:6] != _MAGIC or len(data) < 12 or data[6] not in (1, 2):
-        raise DamagedFile("is no .npy file of version 1 or 2")
+        raise DamagedFile("is not a .npy file of version 1 or 2")
     width = 2 if data[6] == 1 else 4
     length = int.from_bytes(data[8 : 8 + width], "little")
     begin = 8 + width + length
@@ -165,8 +165,8 @@ def parse_entries(data: bytes) -> np.ndarray | PickledArray:
     """The entries of a .npy file's bytes: an array of numbers, or of objects and in bytes still.
 
     Raises:
-        DamagedFile, ValueError: it is damaged, claims more than it holds, or is no array of at
-            least one dimension.
+        DamagedFile, ValueError: it is damaged, claims more than it holds, or is not an array
+            of at least one dimension.
         UnsafePickle: its pickle asks for more than arrays of numbers.
     """
     shape, _, dtype, begin = parse_header(data)

@@ -82,13 +82,18 @@ class SampleMetadata:
     counts: dict[str, int] | None = None
 
     def differences(self, other: "SampleMetadata") -> list[str]:
-        """In what samples made otherwise differ, by fingerprints and not by where files are."""
+        """What differs from other samples; model and data count by fingerprint, not by place."""
         return [
             f"{f.name} was {getattr(other, f.name)}, is {getattr(self, f.name)}"
             for f in fields(self)
             if f.name not in ("model_dir", "data_dir")
             and getattr(self, f.name) != getattr(other, f.name)
         ]
+
+    def agrees_with(self, metadata: dict[str, Any]) -> bool:
+        """Whether what is known here, and so not None, is the same in a samples.json's values."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return all(metadata[name] == value for name, value in known.items())
 
 
 class Samples(NamedTuple):
@@ -154,9 +159,9 @@ def load_samples(sample_dir: str | Path, data_dir: str | Path, model_dir: str | 
                 f"({_name(config.hparams, key[0])})"
             )
     if path.exists():
-        names = np.array(config.hparams.categories)[split.category]
-        chosen = np.isin(names, metadata.categories) & (split.index < metadata.num_per_category)
-        made = np.flatnonzero(chosen).tolist()
+        first = split.in_first_rows(metadata.num_per_category)
+        names = np.array(config.hparams.categories)[split.category[first]]
+        made = first[np.isin(names, metadata.categories)].tolist()
         if metadata.data_sha256 != split_sha256(split, made):
             raise UserError(
                 f"{sample_dir}: its samples were made from other data, that in "
@@ -304,7 +309,7 @@ def read_strokes(path: Path) -> np.ndarray:
     if good:
         with np.errstate(over="ignore"):
             farthest = np.abs(array).sum(axis=1)  # of its own type, as it is drawn
-        good = bool((farthest.astype(np.float64) < drawing.FARTHEST).all())  # no NaN
+        good = bool((farthest.astype(np.float64) < drawing.MAX_OFFSET).all())  # no NaN
     if not good:
         raise UserError(f"{path}: holds no sketch, a finite array of shape (1, n, 3)")
     return array[0]
@@ -406,7 +411,9 @@ def _find_keys(sample_dir: Path) -> list[Key]:
             continue
         match = re.fullmatch(r"stroke_(0|[1-9]\d*)_(0|[1-9]\d*)\.npy", path.name)
         if not match:
-            raise UserError(f"{path}: is no stroke_{{category}}_{{index}}.npy; move it elsewhere")
+            raise UserError(
+                f"{path}: is not a stroke_{{category}}_{{index}}.npy; move it elsewhere"
+            )
         keys.append((int(match[1]), int(match[2])))
     if not keys:
         raise UserError(f"{sample_dir}: holds no samples, there is no stroke_*.npy")

@@ -40,7 +40,7 @@ ATTRIBUTES = {  # all that svgelements is shown
     *("id", "class", "style", "transform", "viewBox", "preserveAspectRatio", "d", "points"),
     *("x", "y", "width", "height", "rx", "ry", "cx", "cy", "r", "x1", "y1", "x2", "y2"),
 }
-MAX_ATTRIBUTE = 10_000  # characters of an attribute, but for a shape's data
+MAX_ATTRIBUTE = 10_000  # characters of an attribute, except a shape's data
 TRANSFORM = re.compile(r"\s*(?:[A-Za-z]+\s*\([^()]*\)[\s,]*)*")
 FRAME = ("width", "height", "viewBox", "preserveAspectRatio")
 

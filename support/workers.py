@@ -30,7 +30,7 @@ from support.buffers import ALIGNMENT
 from support.checks import check_workers
 from support.files import UserError
 
-MAX_WORKERS = 16
+DEFAULT_MAX_WORKERS = 16  # where the caller says no number
 SLOTS = 3  # results of a process that may be in use at the same time without being copied
 MIN_SHARED = 2**14  # bytes from which on an array is shared and not sent
 SECONDS_TO_END = 10  # that a process gets
@@ -67,7 +67,7 @@ def prefetch(
         UserError: a process was ended from outside.
     """
     check_workers(workers)
-    workers = workers or max(1, min((os.cpu_count() or 1) // 2, MAX_WORKERS))
+    workers = workers or max(1, min((os.cpu_count() or 1) // 2, DEFAULT_MAX_WORKERS))
     with ExitStack() as stack:
         if processes and workers > 1:
             fn = stack.enter_context(_ProcessPool(fn, workers))
@@ -207,7 +207,7 @@ class _WorkerProcess:
 
     def __init__(self, memory: _SharedMemory, function: _Packed):
         self.slots = [_SharedMemory() for _ in range(SLOTS)]
-        self.free = list(range(SLOTS))  # the last used first: it may do with fewer
+        self.free = list(range(SLOTS))  # the last used first, so that few are ever used
         shared = [memory.descriptor, *(slot.descriptor for slot in self.slots)]
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, ROOT, *map(str, shared)],
@@ -239,7 +239,7 @@ class _WorkerProcess:
         return packed.load(memoryview(owner))
 
     def dismiss(self) -> None:
-        """Lets it end when it has done what it is at."""
+        """Lets the process end once it is done with its present item."""
         with contextlib.suppress(BrokenPipeError):  # it has ended already
             self.process.stdin.close()
 
@@ -277,7 +277,7 @@ def _anonymous_file() -> int:
 
 
 def serve(descriptors: list[int]) -> None:
-    """The life of a process: gets a function, then items, until its caller goes away."""
+    """What a worker process runs: it gets a function, then items, until its caller ends."""
     received, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not come between the results
     memory, *slots = map(_SharedMemory, descriptors)

@@ -212,7 +212,7 @@ def start_cluster(compiled, tasks_of_processes):
     ]
 
 
-def said(output, word):
+def printed(output, word):
     """What was printed on the lines that begin with a word, from JSON."""
     lines = [line for line in output.splitlines() if line.startswith(word + " ")]
     return [json.loads(line.removeprefix(word)) for line in lines]
@@ -259,7 +259,7 @@ def assert_same_first_update(one, other, loss=1e-5, gradient=2e-4):
 def assert_same_evaluation(output, other):
     """Of the whole splits, after the first task's one update: rounding, once through Adam."""
     for (split, *_, ours), (_, *_, theirs), name in zip(
-        said(output, "EVALUATED"), said(other, "EVALUATED"), ("valid", "test"), strict=False
+        printed(output, "EVALUATED"), printed(other, "EVALUATED"), ("valid", "test"), strict=False
     ):
         assert split == name
         assert ours == pytest.approx(theirs, rel=1e-3), name

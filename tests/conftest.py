@@ -59,7 +59,7 @@ def dirty_memory(monkeypatch):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Eight test sketches a category, of which the third fish is no sketch."""
+    """Eight test sketches a category, of which the third fish is not a sketch."""
     folder = tmp_path_factory.mktemp("data")
     for path in write_doodles(folder, categories=("fish", "tree"), train=6, valid=2, test=8):
         arrays = dict(np.load(path, allow_pickle=True))

@@ -25,15 +25,15 @@ def floors() -> dict[str, int]:
     return found
 
 
-def imports(path: Path, modules: set[str]) -> set[str]:
-    """The project's modules that a file imports, wherever in it."""
+def imported(path: Path) -> set[str]:
+    """All that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & modules
+    return found
 
 
 FLOORS = floors()
@@ -41,7 +41,12 @@ FILES = {
     name: ROOT / (name.replace(".", "/") + ("/__init__.py" if name == "methods" else ".py"))
     for name in FLOORS
 }
-IMPORTS = {name: imports(path, set(FLOORS)) for name, path in FILES.items()}
+IMPORTS = {name: imported(path) & set(FLOORS) for name, path in FILES.items()}
+# What the table of the methods names is loaded by name, by the module that uses it.
+NODES = {method.nodes.rpartition(".")[0] for method in METHODS.values()}
+IMPORTS["batches"] |= NODES
+IMPORTS["model"] |= {f"methods.{name}" for name in METHODS}
+EDGES = {edge.rpartition(".")[0] for method in METHODS.values() for edge in method.edges.values()}
 
 
 def test_every_module_has_a_floor():
@@ -56,6 +61,18 @@ def test_nothing_imports_from_above(name):
     assert {other for other in IMPORTS[name] if FLOORS[other] > FLOORS[name]} == set()
 
 
+def test_only_one_module_imports_keras():
+    """`support.backend` decides how Keras is imported: quietly, and with which backend."""
+    for name, path in FILES.items():
+        roots = {node.split(".")[0] for node in imported(path)}
+        assert "keras" not in roots or name == "support.backend", name
+
+
+def test_constant_edges_are_the_nodes_modules():
+    """The module that makes a method's nodes weighs its constant edges, too: no third one."""
+    assert EDGES - {""} <= NODES <= set(FLOORS)
+
+
 def test_no_circle():
     """Modules can be put in an order in which each imports only earlier ones."""
     left = {name: set(others) for name, others in IMPORTS.items()}
@@ -68,8 +85,7 @@ def test_no_circle():
 
 def test_batches_need_no_keras():
     """Worker processes import what makes a batch; TensorFlow in each would cost time and memory."""
-    nodes = {method.nodes.rpartition(".")[0] for method in METHODS.values()}  # loaded by name
-    needed, waiting = set(), ["batches", *nodes]
+    needed, waiting = set(), ["batches"]
     while waiting:
         name = waiting.pop()
         if name not in needed:

@@ -19,7 +19,7 @@ from backend_runs import (
     assert_same_first_update,
     finish,
     losses_of,
-    said,
+    printed,
     sampling,
     start,
     training,
@@ -69,7 +69,7 @@ def test_backends_compute_the_same(runs, on_both):
 def test_a_run_moves_to_the_other_backend(runs, compiled, on_both):
     """JAX goes on where TensorFlow stopped and the reverse, the optimiser's state included, and
     both draw the same sketches from the same model."""
-    assert [updates for updates, *_ in said(on_both[1], "ENDED")] == [1, 1, 6]
+    assert [updates for updates, *_ in printed(on_both[1], "ENDED")] == [1, 1, 6]
     moved, begun = arrays_of(runs / "moved"), arrays_of(runs / "staying")
     assert {k: v.shape for k, v in moved.items()} == {k: v.shape for k, v in begun.items()}
     assert (moved["adam/schedule_step"], moved["adam/iteration"]) == (6, 6)
@@ -79,7 +79,7 @@ def test_a_run_moves_to_the_other_backend(runs, compiled, on_both):
         training(runs, "moving", WHOLE),
     ]
     output = finish(start(compiled, tasks, backend="tensorflow"))[0]
-    assert [updates for updates, *_ in said(output, "ENDED")] == [3, 13]
+    assert [updates for updates, *_ in printed(output, "ENDED")] == [3, 13]
     # The next update from one checkpoint, and the one after it, which Adam's state decides too.
     ours, theirs = losses_of(runs / "moving"), losses_of(runs / "staying")
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
@@ -95,7 +95,7 @@ def test_a_run_moves_to_the_other_backend(runs, compiled, on_both):
 
 def test_batches_are_sent_one_ahead(monkeypatch):
     """A GPU gets the same numbers, whole or in pieces, a batch before they are needed, and none is
-    made that nobody asked for."""
+    made that was not asked for."""
     jax = pytest.importorskip("jax")
     rng, made, closed = np.random.default_rng(0), [], []
 
@@ -129,11 +129,11 @@ def test_batches_are_sent_one_ahead(monkeypatch):
 def test_threads_send_where_their_caller_would(monkeypatch):
     """Keras knows that several devices share a batch only in the thread that chose them."""
     jax = pytest.importorskip("jax")
-    monkeypatch.setattr(devices.keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     monkeypatch.setattr(devices, "has_gpu", lambda: True)
     here = threading.get_ident()
     several = lambda: threading.get_ident() == here  # noqa: E731
-    monkeypatch.setattr(devices.keras.distribution, "distribution", several)
+    monkeypatch.setattr(keras.distribution, "distribution", several)
     send, array = devices.device_sender(), np.ones(3)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(send, {"a": array}).result()["a"] is array
@@ -188,7 +188,7 @@ def data(runs):
 def test_mixed_precision_is_nearly_float32(data, dec_model, monkeypatch):
     """Losses and gradients are those of float32 within bfloat16's rounding, and not float32's.
 
-    The similar patches are float32's in both: where two are as similar but for rounding, another
+    The similar patches are float32's in both: where two are equally similar up to rounding, another
     choice alone, all else in float32, may move the loss by twice the bound. Weights and batch are
     such that gradients are well conditioned: with others, batch normalisation over a few tiny
     pictures turns float32's own gradients as far, if the embeddings move by bfloat16's rounding.
@@ -203,14 +203,14 @@ def test_mixed_precision_is_nearly_float32(data, dec_model, monkeypatch):
         start = np.asarray(model.clusters.centroids) + 0
         if precision == "float32":
             patches = model.encoder.embed(batch["patches"])[:, 1:]
-            winners = graphs.synonymous_winners(patches)
+            one_hots = graphs.synonymous_one_hots(patches)
 
         def total(model=model, batch=batch):
             losses = model(batch, training=True)
             return losses["reconstruction"] + network.CLUSTERING_WEIGHT * losses["clustering"]
 
         with monkeypatch.context() as patch:
-            patch.setattr(graphs, "synonymous_winners", lambda *_, fixed=winners: fixed)
+            patch.setattr(graphs, "synonymous_one_hots", lambda *_, fixed=one_hots: fixed)
             losses = {k: float(v) for k, v in model(batch, training=True).items()}
             model.clusters.centroids.assign(start)
             found.append((losses, gradients(total, model.trainable_variables), model))

@@ -67,7 +67,7 @@ def shell(script, tmp_path, what, redirection=""):
         ("mistake", "command.py: a.npz: not found\n"),
         ("disk", "command.py: b.npz: No space left on device\n"),
         ("x --nonsense=1", "command.py: Unknown command line flag 'nonsense'\n"),
-        ("x y", "command.py: 'y' is no option; options are written --name=value\n"),
+        ("x y", "command.py: 'y' is not an option; options are written --name=value\n"),
     ],
 )
 def test_a_mistake_is_one_line(script, tmp_path, what, line):

@@ -15,7 +15,7 @@ from backend_runs import (
     assert_same_run,
     finish,
     output_of,
-    said,
+    printed,
     start,
     start_cluster,
     training,
@@ -39,7 +39,7 @@ def on_jax(runs, compiled):
 
 def test_jax_compiles_few_times(on_jax):
     """All batches of training have one shape, whatever their sketches."""
-    (updates, finished, counts), *_ = said(on_jax, "ENDED")
+    (updates, finished, counts), *_ = printed(on_jax, "ENDED")
     assert updates == 13 and finished
     assert counts["compiled"] in (1, 2)
 
@@ -47,7 +47,7 @@ def test_jax_compiles_few_times(on_jax):
 def test_roll_back_and_resumption_on_jax(runs, on_jax):
     """What is read and assigned between updates counts, though their buffers are given away:
     a roll-back takes effect, and a run that was stopped twice equals one that never was."""
-    assert [updates for updates, *_ in said(on_jax, "ENDED")] == [13, 10, 12, 13]
+    assert [updates for updates, *_ in printed(on_jax, "ENDED")] == [13, 10, 12, 13]
     latest, best = arrays_of(runs / "part_10"), arrays_of(runs / "part_10", "best.npz")
     assert_same_arrays({name: latest[name] for name in best}, best)
     assert (latest["adam/schedule_step"], latest["adam/iteration"]) == (5, 10)
@@ -70,15 +70,15 @@ def test_two_devices_are_one(runs, compiled, on_jax):
     ]
     output = finish(start(compiled, tasks, logical_devices=2))[0]
     assert "cpu:0, cpu:1" in output
-    assert said(output, "SELECTED") == [["cpu:0"]]
+    assert printed(output, "SELECTED") == [["cpu:0"]]
     for name in ("two", "first"):
         assert_same_first_update(runs / name, runs / "one")
     assert_same_evaluation(output, on_jax)
-    uneven, too_many = said(output, "REFUSED")
+    uneven, too_many = printed(output, "REFUSED")
     assert "batch_size=7 can't be shared evenly by 2 devices" in uneven
     assert "num_devices: 3 is not allowed; there are 2" in too_many
     assert "\n" not in uneven + too_many and not (runs / "refused").exists()
-    assert len(said(output, "ENDED")) == 2
+    assert len(printed(output, "ENDED")) == 2
 
 
 def test_two_processes_are_one(runs, compiled, on_jax):
@@ -92,20 +92,20 @@ def test_two_processes_are_one(runs, compiled, on_jax):
     asked = [dict(task) for task in tasks]
     asked[1]["interrupt_in"] = 11
     first, second = finish(*start_cluster(compiled, [tasks, asked]))
-    ends = said(first, "ENDED")
+    ends = printed(first, "ENDED")
     # They agree at even updates.
     assert [updates for updates, *_ in ends] == [13, 12, 13]
-    assert [end[:2] for end in ends] == [end[:2] for end in said(second, "ENDED")]
+    assert [end[:2] for end in ends] == [end[:2] for end in printed(second, "ENDED")]
     assert "Validation" in first and "Validation" not in second and "Categories" not in second
     assert_same_first_update(runs / "cluster_one", runs / "one")
     assert_same_evaluation(first, on_jax)
     assert_same_evaluation(second, on_jax)
     assert_same_run(runs / "stopped", runs / "unstopped")
     assert arrays_of(runs / "stopped")["adam/schedule_step"] == 8
-    # Half of it, but for the clusters' first batches, which each draws, and batches made ahead.
-    alone = said(on_jax, "ENDED")[0][2]["drawn"]
+    # Half of it, except for the clusters' first batches, which each draws, and batches made ahead.
+    alone = printed(on_jax, "ENDED")[0][2]["drawn"]
     for output in (first, second):
-        assert said(output, "ENDED")[0][2]["drawn"] < 0.75 * alone
+        assert printed(output, "ENDED")[0][2]["drawn"] < 0.75 * alone
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -126,7 +126,7 @@ def test_a_lost_process_ends_the_others(runs, compiled, lost):
             process.kill()
     assert processes[lost].returncode == -signal.SIGKILL
     output = output_of(survivor)
-    assert survivor.returncode and not said(output, "ENDED")
+    assert survivor.returncode and not printed(output, "ENDED")
     # Ours, or JAX's own where it notices first that its service, in process 0, is gone.
     ours, theirs = "another process of this run is lost", "distributed service detected fatal"
     assert ours in output or (lost == 0 and theirs in output)

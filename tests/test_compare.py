@@ -121,9 +121,9 @@ def test_nothing_is_done_twice(data_dir, models, compared, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_changed_option_is_noticed(data_dir, models, compared):
-    """Samples made otherwise are neither measured nor replaced."""
+    """Samples made with other options are neither measured nor replaced."""
     before = contents(compared[0])
-    with pytest.raises(UserError, match="made otherwise .*temperature was 0.24, is 0.5"):
+    with pytest.raises(UserError, match="model, data or options .*temperature was 0.24, is 0.5"):
         compare.compare(data_dir, models, compared[0], **CALL, temperature=0.5)
     assert contents(compared[0]) == before
 

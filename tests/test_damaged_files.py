@@ -265,11 +265,11 @@ def write_facts(path):
         "train_per_category": 0, "per_epoch": 10, "epochs": 8, "batch_size": 32,
         "learning_rate": 0.0005, "seed": 0, "width": 4,
     }  # fmt: skip
-    facts = {
+    metadata = {
         "categories": ["fish"], "data": "ab", "options": options, "validation_accuracy": 0.9,
         "best_epoch": 2, "epochs": 3,
     }  # fmt: skip
-    path.write_text(json.dumps(facts))
+    path.write_text(json.dumps(metadata))
 
 
 JSON_FILES = {

@@ -14,6 +14,7 @@ import train
 from dataset import SPLITS, load_dataset
 from doodles import CATEGORIES, doodle
 from hparams import HParams
+from support import run_setup
 from support.data_check import check_data, require_sensible, write_contact_sheet
 from support.files import UserError
 
@@ -78,7 +79,7 @@ def test_good_data_are_left_alone(tmp_path):
     ],
 )
 def test_wrong_data_are_told(tmp_path, name, change, part, fatal):
-    """Every category of doodles, changed: one finding, with the cure, refused where it must be."""
+    """Every category of doodles, changed: one finding, with advice, refused where it must be."""
     wrong = [change(sketch) for sketch in doodles_of(name)]
     data, hparams = load(tmp_path, x=wrong)
     (finding,) = [found for found in check_data(data, ["x"]) if part in found.text]
@@ -129,8 +130,6 @@ def test_some_dots_are_counted(tmp_path):
 def test_published_sets(name):
     """Nothing wrong is found in them but Omniglot's 102 dots."""
     path = golden_data.sketch_set(f"sketch_rnn_datasets/{name}")
-    if not path.exists():
-        pytest.skip(f"{path} is absent")
     data = load_dataset(path.parent, HParams(categories=(name,)))
     texts = [found.text for found in check_data(data, [name])]
     assert len(texts) == (name == "omniglot")
@@ -169,6 +168,32 @@ def test_the_contact_sheet(tmp_path):
     assert centre.mean() > 0.9
 
 
+def test_names_of_any_script_are_written(tmp_path):
+    """A category's name stands over its sketches as it is, not with a question mark for what is
+    not ASCII."""
+    data, hparams = load(tmp_path, fish=doodles_of("fish"))
+    sheets = {}
+    for name in ("ñandú", "?and?"):
+        write_contact_sheet(tmp_path / "sheet.png", data, hparams, [name])
+        sheets[name] = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
+    ours, other = sheets.values()
+    assert (ours[:24] < 100).sum() > 40 and (ours[:24] != other[:24]).any()
+    np.testing.assert_array_equal(ours[24:], other[24:])
+
+
+def test_the_contact_sheet_has_the_drawings_size(tmp_path):
+    """Sketches are drawn as large as drawing_size says: lines of another share of the picture."""
+    data, hparams = load(tmp_path, fish=doodles_of("fish"))
+    ink = []
+    for size in (hparams.drawing_size, 79):  # lines of 1 pixel in 79, which are 2.5 % otherwise
+        write_contact_sheet(
+            tmp_path / "sheet.png", data, hparams.replace(drawing_size=size), hparams.categories
+        )
+        sheet = cv2.imread(str(tmp_path / "sheet.png"), cv2.IMREAD_GRAYSCALE)
+        ink.append((sheet[24:] < 100).sum())
+    assert ink[1] < 0.8 * ink[0]
+
+
 def test_training_refuses_and_the_check_tells(tmp_path, capsys):
     """No update is made with data that can't be meant, and no run begun."""
     load(tmp_path, fish=[absolute(sketch) for sketch in doodles_of("fish")])
@@ -176,12 +201,12 @@ def test_training_refuses_and_the_check_tells(tmp_path, capsys):
     with pytest.raises(UserError, match="fish: looks like absolute coordinates.*convert.py"):
         train.train(tmp_path, tmp_path / "model", options)
     assert not (tmp_path / "model").exists()
-    (finding,) = train.check(tmp_path, tmp_path / "check", options)
+    (finding,) = run_setup.check(tmp_path, tmp_path / "check", options)
     assert finding.fatal
-    said = capsys.readouterr().out
-    assert "Wrong: fish: looks like absolute coordinates" in said
-    assert str(tmp_path / "check" / "data_check.png") in said
+    printed = capsys.readouterr().out
+    assert "Wrong: fish: looks like absolute coordinates" in printed
+    assert str(tmp_path / "check" / "data_check.png") in printed
     assert (tmp_path / "check" / "data_check.png").exists()
     load(tmp_path, fish=doodles_of("fish"))
-    assert train.check(tmp_path, tmp_path / "check", options) == []
+    assert run_setup.check(tmp_path, tmp_path / "check", options) == []
     assert "Nothing looks wrong." in capsys.readouterr().out

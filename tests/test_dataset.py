@@ -1,6 +1,6 @@
 """Files to sketches: they are read as NumPy reads them, and the numbers are the published ones.
 
-Comparisons are exact unless a test says otherwise. What a stranger's file may hold beyond
+Comparisons are exact unless a test says otherwise. What an unknown file may hold beyond
 sketches: see test_unsafe_pickles.py.
 """
 
@@ -173,7 +173,7 @@ def long_header():
     ],
 )
 def test_broken_arrays(tmp_path, member):
-    """What is no array of sketches is refused with one line, whatever fails inside."""
+    """What is not an array of sketches is refused with one line, whatever fails inside."""
     path = write_raw(tmp_path / "a.npz", valid=member)
     assert str(path) in refusal(read_sketch_file, path)
 
@@ -215,7 +215,7 @@ def test_missing_category(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no .npz files" in refusal(load_dataset, empty, options())
-    (empty / "a.npz").mkdir()  # a directory of that name is no file
+    (empty / "a.npz").mkdir()  # a directory of that name is not a file
     assert str(empty / "a.npz") in refusal(load_dataset, empty, options())
     for name in ("bee", "The Great Wall of China", "a"):
         write(tmp_path, name)

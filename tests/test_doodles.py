@@ -247,7 +247,7 @@ def test_command_line_writes_what_the_function_writes(tmp_path):
         (("--data_dir=data", "--categories=cat"), "got 'cat'"),
         (("--data_dir=data", "--train=many"), "--train=many"),
         (("--data_dir=data", "--trian=5"), "trian"),
-        (("--data_dir=data", "fish"), "'fish' is no option"),
+        (("--data_dir=data", "fish"), "'fish' is not an option"),
         (("--data_dir=occupied",), "occupied"),
     ],
 )

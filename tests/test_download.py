@@ -1,6 +1,7 @@
 """download.py against a server on this machine that behaves badly in each way that is known."""
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,7 +109,7 @@ def server(bodies):
 
 
 def names(folder):
-    """What is in a directory, but for the notes of `support.output_dir`."""
+    """What is in a directory, except the notes of `support.output_dir`."""
     if not folder.exists():
         return set()
     return {path.name for path in folder.iterdir()} - {".manifest.json", ".lock"}
@@ -193,8 +194,8 @@ def test_bad_files_do_not_get_in(server, bodies, tmp_path):
     text = str(error.value)
     assert "\n" not in text
     assert re.search(r"fish: http\S*/fish.npz is not there: the server answers 404", text)
-    assert re.search(r"cat: http\S*/cat.npz is no data file: the server sends text/html", text)
-    assert re.search(r"dog: http\S*/dog.npz is no data file: ", text)
+    assert re.search(r"cat: http\S*/cat.npz is not a data file: the server sends text/html", text)
+    assert re.search(r"dog: http\S*/dog.npz is not a data file: ", text)
     assert "1 of 4 files are there" in text
     assert names(tmp_path) == {"bee.npz"}
 
@@ -218,7 +219,7 @@ def test_no_server(tmp_path):
 def test_a_full_disk(server, tmp_path, monkeypatch):
     """Too little space is found before anything is fetched."""
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="0 MB are to be fetched, and only 0 MB are free"):
         download.download(tmp_path / "data", ["fish"], mirror=server.url, **FAST)
     assert not ranges(server, "fish") and names(tmp_path / "data") == set()

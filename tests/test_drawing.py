@@ -102,7 +102,7 @@ def test_row_0_is_drawn():
 @pytest.mark.parametrize("margin", [0.02, 0.06, 0.25])
 @pytest.mark.parametrize("side", [225, 64, 500])
 def test_the_fit(side, margin):
-    """The strokes' box is centred, keeps its aspect and fills the side but for the margin."""
+    """The strokes' box is centred, keeps its aspect and fills the side except for the margin."""
     for sketch in some_sketches():
         given = np.concatenate(drawing.to_paths(sketch))
         fitted = np.concatenate(svg_paths(drawing.to_svg(sketch, side, margin)))
@@ -355,7 +355,7 @@ def test_graph_of_little(sketch):
 
 
 def test_png_round_trip(tmp_path):
-    """Grey and colour come back as they were, under a name that is no str too."""
+    """Grey and colour come back as they were, under a name that is not a str, too."""
     grey = drawing.to_picture(some_sketches()[0])
     drawing.write_png(tmp_path / "grey.png", grey)
     read = cv2.imread(str(tmp_path / "grey.png"), cv2.IMREAD_UNCHANGED)

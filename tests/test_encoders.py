@@ -13,7 +13,7 @@ from mixed_cells import MixedCells
 from support.backend import keras, ops
 
 # Largest difference over largest value. A float32 sum is off by about its last digit; gradients
-# pass seven of them, and a ReLU may open the other way where its input is zero but for rounding.
+# pass seven of them, and a ReLU may open the other way where its input is zero except for rounding.
 FORWARD, GRADIENT = 1e-6, 2e-5
 METHODS = {
     "sp_gra2seq": {},
@@ -163,8 +163,8 @@ def test_uniform_pictures_need_no_special_case(way, method, side):
 
 @pytest.mark.parametrize("side", [64, 130, 256])
 def test_uniform_cells_cost_nothing(side):
-    """What is computed are the cells with ink that are not full of it (where the side is no power
-    of two, all with ink), and a handful of uniform ones for all pictures."""
+    """What is computed are the cells with ink that are not full of it (where the side is not a
+    power of two, all with ink), and a handful of uniform ones for all pictures."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("shapes may vary in TensorFlow alone")
     pictures = drawn(side, 30)[1:]

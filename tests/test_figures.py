@@ -1,9 +1,10 @@
-"""Figures: the numbers behind them, the whole command, files whose bytes repeat."""
+"""Figures: the numbers that they show, the whole command, files whose bytes repeat."""
 
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hparams import HParams, write_config
 from model import SPGra2Seq
 from support import code_space, plots, sample_files
 from support.files import UserError, read_npz
+from support.fonts import showable
 from support.plots import Page
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +87,7 @@ def test_purity_and_information_by_hand():
 
 
 def test_neighbours_by_hand():
-    """A code is no neighbour of its own; of a tie the nearest decides."""
+    """A code is not a neighbour of itself; of a tie the nearest decides."""
     codes = np.array([[0.0], [1.0], [3.0], [10.0]])
     labels = np.array([0, 0, 1, 1])
     assert code_space.neighbour_accuracy(codes, labels, 1) == 0.75  # 3 is nearer to 1
@@ -109,7 +111,7 @@ def test_the_plane():
     points = code_space.plane(codes, 3)
     np.testing.assert_array_equal(points, code_space.plane(codes, 3))
     assert code_space.neighbour_accuracy(points, np.repeat([0, 1], 20), 3) == 1
-    for shape in ((code_space.FEWEST, 3), (9, 1)):
+    for shape in ((code_space.MIN_CODES, 3), (9, 1)):
         assert np.isfinite(code_space.plane(rng.standard_normal(shape), 0)).all()
     assert np.isfinite(code_space.plane(np.ones((6, 2)), 0)).all()
 
@@ -124,7 +126,7 @@ def test_clusters():
 
 
 def test_cases_stand_at_quantiles():
-    """Ends and middle by value; of equal values chance, the same in each call; nobody twice."""
+    """Ends and middle by value; of equal values chance, the same in each call; none twice."""
     values = np.array([50, 10, 40, 20, 30])
     assert code_space.at_quantiles(values, (0, 0.5, 1), 0) == [1, 4, 0]
     equal = np.ones(100)
@@ -181,7 +183,7 @@ def test_lines_are_broken_and_cut():
     """No line is longer than its room unless it is a single word; nothing is lost in breaking."""
     text = "Codes of 500 test sketches ñandú 火 " * 6
     lines = plots.broken(text.strip(), 2.0)
-    assert " ".join(lines) == plots.showable(text)
+    assert " ".join(lines) == showable(text)
     assert all(1 < plots.text_width(line, plots.NORMAL) <= 2.0 for line in lines[:-1])
     assert plots.broken("x" * 90, 0.5) == ["x" * 90]
     cut = plots._cut("a" * 90, 1.0, 7)
@@ -211,7 +213,7 @@ def sampled(data_dir, model_dir, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_whole_command(data_dir, model_dir, sampled, tmp_path):
-    """All figures, the numbers behind them, and the same bytes from another process."""
+    """All figures, the numbers that they show, and the same bytes from another process."""
     paths = figures.figures(data_dir, model_dir, tmp_path / "one", sample_dir=sampled)
     expected = {f"{name}.{ending}" for name in ALL for ending in ("png", "pdf", "npz")}
     assert {path.name for path in paths} == expected
@@ -278,28 +280,28 @@ def test_what_was_erased(data_dir, model_dir, sampled, tmp_path):
     pictures, note = figures._corrupted(samples, [2, 9])
     assert len(pictures) == 2 and note == ""
     for change, why in (({"random_seed_sha256": "0"}, "random_seed"), ({"prob": None}, "known")):
-        other = samples._replace(metadata=sample_files.replace(samples.metadata, **change))
+        other = samples._replace(metadata=replace(samples.metadata, **change))
         pictures, note = figures._corrupted(other, [2])
         assert pictures == [] and why in note
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "drawn"),
     [
         ({"method": "sketchhealer", **PATCHES}, ["codes", "synonyms", "interpolation"]),
         ({"method": "sketchlattice", "lattice_nodes": 40}, ["codes", "interpolation"]),
     ],
 )
-def test_other_methods(options, said, data_dir, tmp_path, capsys):
+def test_other_methods(options, drawn, data_dir, tmp_path, capsys):
     """Without clusters k-means finds some; without patches a note says what is left out."""
     model_dir = make_model(tmp_path / "model", **options)
     figures.figures(data_dir, model_dir, tmp_path / "out", num_per_category=6, workers=1)
     out = capsys.readouterr().out
-    assert f"Drawn: {', '.join(said)}." in out
+    assert f"Drawn: {', '.join(drawn)}." in out
     assert "the figure retrieval is left out: it needs --sample_dir" in out
-    assert ("has no patches" in out) == ("synonyms" not in said)
-    if "synonyms" in said:
+    assert ("has no patches" in out) == ("synonyms" not in drawn)
+    if "synonyms" in drawn:
         found = read_npz(tmp_path / "out" / "synonyms.npz")
         assert 1 < len(found["sizes"]) <= 30 and len(found["links"])
     else:
@@ -371,7 +373,7 @@ def test_mistakes(options, message, data_dir, model_dir, tmp_path):
 
 
 def test_directories_that_do_not_fit(data_dir, model_dir, tmp_path):
-    """No model, no data, no place for the figures, somebody else's files."""
+    """No model, no data, no place for the figures, another program's files."""
     with pytest.raises(UserError, match="model_config.json"):
         figures.figures(data_dir, tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="fish.npz: not found"):
@@ -379,10 +381,10 @@ def test_directories_that_do_not_fit(data_dir, model_dir, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         figures.figures(data_dir, model_dir, tmp_path / "file" / "out")
-    (tmp_path / "codes.png").write_text("somebody's")
+    (tmp_path / "codes.png").write_text("not ours")
     with pytest.raises(UserError, match="codes.png: is not of this program"):
         figures.figures(data_dir, model_dir, tmp_path)
-    assert (tmp_path / "codes.png").read_text() == "somebody's"
+    assert (tmp_path / "codes.png").read_text() == "not ours"
 
 
 @pytest.mark.slow

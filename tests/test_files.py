@@ -1,5 +1,5 @@
-"""Files of strangers: what they claim takes no memory, other layouts of sketches are read where
-it is certain what they are, and a split is told why nothing is left of it.
+"""Files from unknown sources: what they claim takes no memory, other layouts of sketches are
+read where it is certain what they are, and a split is told why nothing is left of it.
 
 Comparisons are exact: nothing is computed but offsets.
 """
@@ -187,10 +187,10 @@ for path in sorted(Path(sys.argv[2]).glob("*.npz")):
     start = time.perf_counter()
     try:
         dataset.load_dataset(path.parent, HParams(categories=(path.stem,)))
-        said = "read"
+        message = "read"
     except dataset.UserError as error:
-        said = str(error)
-    print(json.dumps([path.stem, said, time.perf_counter() - start, peak() - begin]))
+        message = str(error)
+    print(json.dumps([path.stem, message, time.perf_counter() - start, peak() - begin]))
 """
 
 
@@ -209,11 +209,11 @@ def test_bombs_take_neither_memory_nor_time(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(list(tmp_path.glob("*.npz"))) > 30
-    for name, said, seconds, growth in found:
-        assert said != "read" and said.splitlines() == [said], (name, said)
-        assert f"{name}.npz" in said
-        assert seconds < MAX_SECONDS, (name, said)
-        assert growth < MAX_GROWTH, (name, said)
+    for name, message, seconds, growth in found:
+        assert message != "read" and message.splitlines() == [message], (name, message)
+        assert f"{name}.npz" in message
+        assert seconds < MAX_SECONDS, (name, message)
+        assert growth < MAX_GROWTH, (name, message)
 
 
 def test_bombs_are_refused_for_what_they_are(tmp_path):
@@ -517,7 +517,7 @@ def test_what_is_no_file(tmp_path):
         assert str(tmp_path) in refusal(read, tmp_path)
         assert "No such file" in refusal(read, tmp_path / "none")
     for read in (read_npy, read_json):
-        assert "no regular file" in refusal(read, "/dev/zero")
+        assert "not a regular file" in refusal(read, "/dev/zero")
 
 
 def test_types_of_json_values():

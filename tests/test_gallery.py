@@ -19,7 +19,7 @@ LINE = np.array([[30, 0, 0], [0, 10, 1]], np.int16)
 
 
 def contains(page, picture):
-    """Whether the colour page shows the picture somewhere, but for the frame drawn on it."""
+    """Whether the colour page shows the picture somewhere, except for the frame drawn on it."""
     inner = picture[2:-2, 2:-2]
     if inner.ndim == 2:
         inner = cv2.cvtColor(inner, cv2.COLOR_GRAY2BGR)
@@ -93,7 +93,7 @@ def band(page, example_side=225):
 def test_captions_in_any_script(monkeypatch):
     """Letters are drawn as they are; what no font has is shown as its code point, never as ?."""
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
-    [cache.cache_clear() for cache in (fonts._system_fonts, fonts._family, gallery._ink)]
+    [cache.cache_clear() for cache in (fonts._system_fonts, fonts._family, fonts._ink)]
 
     def caption(name):
         return band(gallery.gallery([Example(name, 1, LINE)]))
@@ -114,12 +114,12 @@ def test_fonts_of_the_machine_fill_in(monkeypatch, tmp_path):
     paths = [str(tmp_path / "damaged.ttf"), with_cyrillic]
     monkeypatch.setattr(fonts, "FONT", "cmr10")
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: paths)
-    caches = fonts._system_fonts, fonts._family, gallery._ink
+    caches = fonts._system_fonts, fonts._family, fonts._ink
     [cache.cache_clear() for cache in caches]
     assert fonts.families("fox") == ["cmr10"] and only_latin != with_cyrillic
     assert fonts.families("лис a") == ["cmr10", "DejaVu Sans"]
     assert fonts.showable("лис 火") == "лис U+706B"
-    assert gallery._ink("лис", 20).max() > 0.8
+    assert fonts._ink("лис", 20).max() > 0.8
     [cache.cache_clear() for cache in caches]
 
 

@@ -18,6 +18,8 @@ from doodles import doodle
 from hparams import read_config
 from support import svg
 from support.files import UserError
+from support.heal import heal, read_rectangle
+from support.mask_seeds import RANDOM_SEED
 from support.own_drawings import find_hole, fit_over, load_own
 
 ROOT = Path(__file__).parents[1]
@@ -56,20 +58,20 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(files, model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "healed"
-    sample.heal(files, model_dir, folder, prob=0.3)
+    heal(files, model_dir, folder, prob=0.3)
     return folder
 
 
 def test_what_is_left(files, whole):
-    """For each drawing its healed SVG and PNG and the overlay; galleries, arrays, the facts."""
+    """For each drawing its healed SVG and PNG and the overlay; galleries, arrays, metadata."""
     expected = {"healed.json", "gallery.png", "index.html"}
     for i, name in enumerate(("my fish", "tree")):
         expected |= {f"{name}_healed.svg", f"{name}_overlay.svg", f"{name}_healed.png"}
         expected |= {f"stroke_{i}_0.npy", f"code_{i}_0.npy"}
     assert names(whole) == expected
-    facts = json.loads((whole / "healed.json").read_text())
-    assert facts["prob"] == 0.3 and facts["erase"] is None
-    assert facts["drawings"][0]["source"] == str(files[0])
+    metadata = json.loads((whole / "healed.json").read_text())
+    assert metadata["prob"] == 0.3 and metadata["erase"] is None
+    assert metadata["drawings"][0]["source"] == str(files[0])
     page = (whole / "index.html").read_text()
     assert "my fish" in page and page.count("<article>") == 2
 
@@ -104,7 +106,7 @@ def test_the_same_as_a_data_set_gives(files, model_dir, whole):
     hparams = read_config(model_dir / "model_config.json").hparams
     sketch = doodle("tree", np.random.default_rng(1)).astype(np.float32)
     sketch[:, :2] /= np.float32(30.0)
-    (fish,), _ = load_own(files[:1], most=1)
+    (fish,), _ = load_own(files[:1], max_per_file=1)
     scaled = (fish.rows / [30.0, 30.0, 1]).astype(np.float32)
     start = utils.count_patches(scaled, hparams.graph_number)
     graph = utils.make_graph(
@@ -112,7 +114,7 @@ def test_the_same_as_a_data_set_gives(files, model_dir, whole):
         graph_number=hparams.graph_number,
         graph_picture_size=hparams.graph_picture_size,
         mask_prob=0.3,
-        seeds=np.load(sample.RANDOM_SEED)[start:],
+        seeds=np.load(RANDOM_SEED)[start:],
     )
     mask = utils.graph_mask(graph.n_patches, graph.masked, hparams.graph_number)
     mu, _ = checkpoints.load_model(model_dir).encode(graph.patches[None], mask[None])
@@ -125,7 +127,7 @@ def test_a_rectangle_is_erased(files, model_dir):
     Checked pixel by pixel on the canvas that the rectangle is mapped to.
     """
     hparams = read_config(model_dir / "model_config.json").hparams
-    (own,), _ = load_own(files[:1], most=1)
+    (own,), _ = load_own(files[:1], max_per_file=1)
     low, high = box(own.drawing.strokes)
     rectangle = (low[0] - 5, low[1] - 5, 5 + 0.4 * (high[0] - low[0]), 500.0)
     hole = find_hole(own, rectangle)
@@ -158,9 +160,9 @@ def test_erasing_changes_the_code(files, model_dir, tmp_path):
     """--erase takes the place of the random patches; the rectangle is shown in the overlay."""
     low, high = box(svg.read_svg(files[0].read_bytes(), "in").strokes)
     rectangle = (*low.tolist(), *(0.5 * (high - low)).tolist())
-    facts = sample.heal(files[:1], model_dir, tmp_path / "a", erase=rectangle, pictures=("svg",))
-    sample.heal(files[:1], model_dir, tmp_path / "b", prob=0, pictures=("svg",))
-    assert facts["prob"] == 0
+    metadata = heal(files[:1], model_dir, tmp_path / "a", erase=rectangle, pictures=("svg",))
+    heal(files[:1], model_dir, tmp_path / "b", prob=0, pictures=("svg",))
+    assert metadata["prob"] == 0
     codes = [np.load(tmp_path / name / "code_0_0.npy") for name in "ab"]
     assert np.abs(codes[0] - codes[1]).max() > 1e-3
     assert '<rect x="30"' in (tmp_path / "a" / "my fish_overlay.svg").read_text()
@@ -177,15 +179,15 @@ def test_erasing_changes_the_code(files, model_dir, tmp_path):
 def test_rectangles_that_make_no_sense(files, model_dir, tmp_path, rectangle, message):
     """One line that says where the drawing is."""
     with pytest.raises(UserError, match=message):
-        sample.heal(files[:1], model_dir, tmp_path / "out", erase=rectangle)
+        heal(files[:1], model_dir, tmp_path / "out", erase=rectangle)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_variants(files, model_dir, tmp_path):
     """Several sketches from one code, all different, the first the same as alone."""
-    sample.heal(files[:1], model_dir, tmp_path / "a", variants=3, temperature=1.0)
-    sample.heal(files[:1], model_dir, tmp_path / "b", temperature=1.0)
+    heal(files[:1], model_dir, tmp_path / "a", variants=3, temperature=1.0)
+    heal(files[:1], model_dir, tmp_path / "b", temperature=1.0)
     drawn = [np.load(tmp_path / "a" / f"stroke_0_{v}.npy")[0] for v in range(3)]
     assert not any(np.array_equal(drawn[a], drawn[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     alone = np.load(tmp_path / "b" / "stroke_0_0.npy")[0]
@@ -193,21 +195,21 @@ def test_variants(files, model_dir, tmp_path):
     np.testing.assert_allclose(drawn[0], alone, atol=1e-4)  # another batch
     assert {f"my fish_v{v}_healed.svg" for v in (1, 2, 3)} < names(tmp_path / "a")
     with pytest.raises(UserError, match="variants: 3 is not allowed"):
-        sample.heal(files[:1], model_dir, tmp_path / "c", variants=3, greedy=True)
+        heal(files[:1], model_dir, tmp_path / "c", variants=3, greedy=True)
 
 
 @pytest.mark.slow
 def test_once_more_into_the_same_directory(files, model_dir, tmp_path):
     """What an earlier call left is replaced; other people's files stay, or are not overwritten."""
     out = tmp_path / "out"
-    sample.heal(files[:1], model_dir, out, variants=2)
+    heal(files[:1], model_dir, out, variants=2)
     (out / "note.txt").write_text("mine")
-    sample.heal(files[1:], model_dir, out)
+    heal(files[1:], model_dir, out)
     assert not any("fish" in name for name in names(out)) and "note.txt" in names(out)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tree_healed.svg").write_text("mine")
     with pytest.raises(UserError, match="tree_healed.svg: is not of this program"):
-        sample.heal(files[1:], model_dir, tmp_path / "other")
+        heal(files[1:], model_dir, tmp_path / "other")
     assert names(tmp_path / "other") == {"tree_healed.svg"}
 
 
@@ -219,7 +221,7 @@ def test_drawings_of_the_same_name(tmp_path):
     sketch = doodle("fish", np.random.default_rng(1))
     np.save(tmp_path / "a" / "many.npy", np.stack([sketch] * 3))
     write(tmp_path / "b" / "line.svg", [np.array([[0.0, 0], [5, 5]])])
-    own, notes = load_own([tmp_path / "a", tmp_path / "b"], most=2)
+    own, notes = load_own([tmp_path / "a", tmp_path / "b"], max_per_file=2)
     assert [one.name for one in own] == ["many_0", "many_1", "x", "x-2"]
     assert len(notes) == 1 and re.search("line.svg: is a single line", notes[0])
     for one in own[:2]:
@@ -250,7 +252,7 @@ def test_drawings_that_can_not_be_healed(model_dir, tmp_path, content, message):
     """One line, and nothing is written."""
     (tmp_path / "x.svg").write_text(content)
     with pytest.raises(UserError, match=f"x.svg.*{message}") as error:
-        sample.heal([tmp_path / "x.svg"], model_dir, tmp_path / "out")
+        heal([tmp_path / "x.svg"], model_dir, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -265,8 +267,8 @@ def test_the_command_line(files, model_dir, tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run([*command, *given], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    facts = json.loads((tmp_path / "out" / "healed.json").read_text())
-    assert facts["erase"] == [30, 10, 20, 200] and len(facts["drawings"]) == 2
+    metadata = json.loads((tmp_path / "out" / "healed.json").read_text())
+    assert metadata["erase"] == [30, 10, 20, 200] and len(metadata["drawings"]) == 2
     done = subprocess.run(
         [*command, *given, "--data_dir=x"], capture_output=True, text=True, env=env
     )
@@ -293,6 +295,6 @@ def test_flags_that_do_not_go_together(given, message):
 def test_rectangles_that_are_none(text):
     """One line that says how a rectangle is written."""
     with pytest.raises(UserError, match=f"erase: '{text}' is not allowed; x,y,width,height"):
-        sample.read_rectangle(text)
-    assert sample.read_rectangle("1,2,3,4.5") == (1, 2, 3, 4.5)
-    assert sample.read_rectangle("") is None
+        read_rectangle(text)
+    assert read_rectangle("1,2,3,4.5") == (1, 2, 3, 4.5)
+    assert read_rectangle("") is None

@@ -12,7 +12,7 @@ import train
 from doodles import write_doodles
 from hparams import HParams, read_config
 from import_checkpoint import import_checkpoint, published_name
-from model import SPGra2Seq
+from model import Adam, SPGra2Seq
 from support.backend import keras
 from support.files import UserError
 
@@ -101,7 +101,7 @@ def test_the_published_model_gives_the_published_numbers(tmp_path):
 
 
 def _optimizer(model):
-    optimizer = checkpoints.Adam(model.hparams)
+    optimizer = Adam(model.hparams)
     optimizer.build(model.trainable_variables)
     return optimizer
 
@@ -134,7 +134,7 @@ def test_training_goes_on_from_an_import(tmp_path):
     assert config.scale_factor > 0 and config.hparams.max_seq_len > 0
     updated = dict(np.load(tmp_path / "model" / "latest.npz"))
     start = values["SP-gra2seq/encoders/gcn_weight_1"]
-    # The validation of random weights is no improvement on 12.5, so they are rolled back.
+    # The validation of random weights does not improve on 12.5, so they are rolled back.
     np.testing.assert_array_equal(updated["graph/gcn_weight_1"], start)
     assert np.abs(updated["adam/graph_gcn_weight_1_velocity"]).max() > 0
 

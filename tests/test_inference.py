@@ -12,6 +12,7 @@ from hparams import HParams
 from import_checkpoint import import_checkpoint
 from model import MIXTURES, OUTPUT_WIDTH, SPGra2Seq, split_outputs
 from support.files import UserError
+from support.random_streams import GENERATION_STREAM
 
 STEPS = 20
 
@@ -140,7 +141,7 @@ def test_rows_follow_the_mixture():
 
 def one_by_one(model, key, z, steps, seed=0, temperature=0.24):
     """A sketch drawn alone, row by row, with its own random numbers."""
-    rng = np.random.default_rng([seed, inference.GENERATION_STREAM, *key])
+    rng = np.random.default_rng([seed, GENERATION_STREAM, *key])
     numbers = np.concatenate([rng.random((steps, 2)), rng.standard_normal((steps, 2))], 1)
     numbers = numbers.astype(np.float32)
     decoder = model.decoder

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import autodiff
 import golden_methods
@@ -12,6 +13,7 @@ from golden_methods import Reference
 
 import batches
 import checkpoints
+import dataset
 import drawing
 import graphs
 import inference
@@ -385,7 +387,7 @@ def test_losses_fall(method, doodle_dir):
     options = OPTIONS[method, default_edges(method)]
     options = options.replace("dec_rnn_size=16", "dec_rnn_size=48")
     hparams = parse_hparams(f"{options},learning_rate=0.01")
-    data = train.dataset.load_dataset(doodle_dir, hparams)
+    data = dataset.load_dataset(doodle_dir, hparams)
     batch = next(batches.training_batches(data.splits["train"], hparams, 70, workers=1))
     model = SPGra2Seq(hparams)
     model.start_clusters(batch)
@@ -493,7 +495,7 @@ def test_mixed_precision_agrees(method, doodle_dir):
     for precision in ("float32", "mixed_bfloat16"):
         options = OPTIONS[method, default_edges(method)]
         hparams = parse_hparams(f"{options},precision={precision}")
-        data = train.dataset.load_dataset(doodle_dir, hparams)
+        data = dataset.load_dataset(doodle_dir, hparams)
         batch = next(batches.training_batches(data.splits["train"], hparams, 70, workers=1))
         model = SPGra2Seq(hparams)
         losses[precision] = float(model(batch, training=True)["reconstruction"])
@@ -510,7 +512,7 @@ def test_masks_are_those_of_the_options(method, doodle_dir):
     for masking in METHODS[method].masking:
         hparams = parse_hparams(f"{OPTIONS[method, default_edges(method)]}")
         hparams = hparams.replace(masking=masking, mask_prob=0.6)
-        data = train.dataset.load_dataset(doodle_dir, hparams)
+        data = dataset.load_dataset(doodle_dir, hparams)
         batch = next(batches.training_batches(data.splits["train"], hparams, 70, workers=1))
         seen[masking] = batch["patches" if "patches" in batch else "points"].tobytes()
         if masking == METHODS[method].masking[0]:
@@ -523,7 +525,7 @@ def test_masks_are_those_of_the_options(method, doodle_dir):
 def test_worker_processes_make_lattices_too(doodle_dir):
     """Batches from processes are those of a thread."""
     hparams = parse_hparams(OPTIONS["sketchlattice", ""])
-    data = train.dataset.load_dataset(doodle_dir, hparams)
+    data = dataset.load_dataset(doodle_dir, hparams)
     made = []
     for workers in (1, 2):
         stream = batches.training_batches(data.splits["train"], hparams, 70, workers=workers)
@@ -606,7 +608,7 @@ def test_a_model_of_before_is_one_of_sp_gra2seq(tmp_path):
 @pytest.mark.slow
 def test_the_documented_way_to_add_a_method(doodle_dir, tmp_path, monkeypatch):
     """The example in docs/architecture.md, as it stands there, trains, heals and is measured."""
-    text = (train.checkpoints.Path(train.__file__).parent / "docs/architecture.md").read_text()
+    text = (Path(train.__file__).parent / "docs/architecture.md").read_text()
     code, line = re.findall(
         r"```python\n(.*?)```", text.partition("## How to add a method")[2], re.S
     )

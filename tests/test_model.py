@@ -124,11 +124,11 @@ def test_every_forward_quantity_is_the_published_one(mode, reference, published,
         agrees("q_mu", published.clusters.centroids.value)
 
 
-def test_winners_are_the_published_ones(reference, published, batch):
+def test_choices_are_the_published_ones(reference, published, batch):
     """The three most similar patches of each patch are the published ones, exact ties included."""
     patches = published.encoder.embed(batch["patches"])[:, 1:]
-    winners = np.stack([np.argmax(w, axis=-1) for w in graphs.synonymous_winners(patches)], -1)
-    np.testing.assert_array_equal(winners, reference["winners"])
+    chosen = np.stack([np.argmax(w, axis=-1) for w in graphs.synonymous_one_hots(patches)], -1)
+    np.testing.assert_array_equal(chosen, reference["winners"])
 
 
 def test_evaluation_with_noise_is_the_published_one(reference, published, batch):
@@ -265,7 +265,7 @@ def proximity_by_brute_force(e, mask):
 
 
 def test_adjacency_is_that_of_a_loop():
-    """Edges, weights, masks, ties and repeated winners are as specified."""
+    """Edges, weights, masks, ties and repeated choices are as specified."""
     rng = np.random.default_rng(0)
     e = rng.standard_normal((12, 5, 512)).astype(np.float32)
     e[1, 3] = e[1, 1]  # two equal patches
@@ -288,7 +288,7 @@ def test_equal_patches_tie_whatever_their_place():
         e = rng.standard_normal((2, 20, 512)).astype(np.float32)
         blank = rng.choice(20, 9, replace=False)
         e[:, blank] = e[:, blank[:1]]
-        first, second, third = (np.argmax(w, -1) for w in graphs.synonymous_winners(e))
+        first, second, third = (np.argmax(w, -1) for w in graphs.synonymous_one_hots(e))
         lowest = np.sort(blank)[:3]
         np.testing.assert_array_equal(first[:, blank], lowest[0])
         np.testing.assert_array_equal(second[:, blank], lowest[1])

@@ -59,7 +59,7 @@ def test_own_files_are_replaced(tmp_path):
     assert (tmp_path / "out" / "a.1").read_text() == "new"
 
 
-def test_somebody_elses_files_are_not(tmp_path):
+def test_files_of_another_program_are_not(tmp_path):
     """Not even the lock is left in a directory that holds something of another program."""
     (tmp_path / "a.1").write_text("mine")
     refused = pytest.raises(UserError, match=r"a\.1: is not of this program")

@@ -12,8 +12,7 @@ from autodiff import gradients
 
 import rnn
 import unroll
-from support import precision
-from support.backend import keras, ops
+from support.backend import keras, on_cpu, ops
 from support.precision import mixed_matmul, to_compute_dtype
 
 ROOT = Path(__file__).parents[1]
@@ -98,12 +97,12 @@ def test_compiled_products(environment, tmp_path):
     assert_product(d_kernel, rows.T, d_rows)
 
 
-@pytest.mark.skipif(not precision.on_cpu(), reason="a GPU's products are its own")
+@pytest.mark.skipif(not on_cpu(), reason="a GPU's products are its own")
 def test_kernels_are_rounded_and_their_gradients_are_not():
     """A kernel has bfloat16's digits, its gradient float32's: it goes into further sums."""
     kernel, d = operands((20, 30), (20, 30))
-    low = to_compute_dtype(kernel, MIXED)
-    np.testing.assert_array_equal(low, rounded(kernel))
+    rounded_kernel = to_compute_dtype(kernel, MIXED)
+    np.testing.assert_array_equal(rounded_kernel, rounded(kernel))
     (gradient,) = gradients(lambda k: ops.sum(to_compute_dtype(k, MIXED) * d), [], [kernel])
     np.testing.assert_array_equal(gradient, d)
 
@@ -115,7 +114,7 @@ def test_float32_stays_what_it_is():
     np.testing.assert_array_equal(ours, ops.matmul(x, kernel))
 
 
-@pytest.mark.skipif(not precision.on_cpu(), reason="a GPU's products are its own")
+@pytest.mark.skipif(not on_cpu(), reason="a GPU's products are its own")
 def test_kernel_gradients_of_a_recurrence_are_summed_in_float32():
     """The sum over all steps and sketches is one float32 sum."""
     inputs, d = operands((50, 6, 10), (50, 6, 20))
@@ -136,7 +135,7 @@ def unrolled(projected, kernel, c, h):
     return np.stack(hs)
 
 
-@pytest.mark.skipif(not precision.on_cpu(), reason="a GPU's products are its own")
+@pytest.mark.skipif(not on_cpu(), reason="a GPU's products are its own")
 def test_a_recurrence_rounds_its_hidden_vectors_and_nothing_else():
     """In mixed precision an LSTM is float64's with rounded factors."""
     units = 12

@@ -8,6 +8,7 @@ from absl import flags
 
 import compare
 import convert
+import doodles
 import download
 import figures
 import import_checkpoint
@@ -29,7 +30,7 @@ def test_every_option_is_in_the_table():
 
 
 SCRIPTS = [train, sample, retrieval, recognition, compare, figures]
-SCRIPTS += [import_checkpoint, convert, download]
+SCRIPTS += [import_checkpoint, convert, download, doodles]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -47,8 +47,8 @@ def contents(folder):
 
 
 def assert_same(one, other):
-    (arrays, *facts), (other_arrays, *other_facts) = contents(one), contents(other)
-    assert facts == other_facts and arrays.keys() == other_arrays.keys()
+    (arrays, *metadata), (other_arrays, *other_metadata) = contents(one), contents(other)
+    assert metadata == other_metadata and arrays.keys() == other_arrays.keys()
     for name, value in arrays.items():
         np.testing.assert_array_equal(value, other_arrays[name], err_msg=name)
 
@@ -64,14 +64,14 @@ def whole(data, tmp_path_factory):
 def test_what_a_training_leaves(whole, data):
     """Facts and best weights; nothing unfinished."""
     assert {path.name for path in whole.glob("[!.]*")} == {"classifier.json", "best.npz"}
-    facts = json.loads((whole / "classifier.json").read_text())
-    assert facts["categories"] == ["fish", "tree"] and facts["data"] == data.fingerprint()
-    assert facts["options"] == dataclasses.asdict(TINY)
+    metadata = json.loads((whole / "classifier.json").read_text())
+    assert metadata["categories"] == ["fish", "tree"] and metadata["data"] == data.fingerprint()
+    assert metadata["options"] == dataclasses.asdict(TINY)
     classifier = rec_classifier.load(whole, NAMES)
     sketches = [data.splits["valid"].sketch(i) for i in range(len(data.splits["valid"]))]
     right = sketch_a_net.predict(classifier.network, sketches) == data.splits["valid"].category
-    assert facts["validation_accuracy"] == right.mean()
-    assert 1 <= facts["best_epoch"] <= facts["epochs"] <= TINY.epochs
+    assert metadata["validation_accuracy"] == right.mean()
+    assert 1 <= metadata["best_epoch"] <= metadata["epochs"] <= TINY.epochs
 
 
 @pytest.fixture

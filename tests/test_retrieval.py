@@ -42,20 +42,20 @@ def cases():
 def test_ranks_are_the_published_ones(case):
     """Each looked-up code has its own at the published place, near and exact ties included."""
     arrays = golden_data.load("retrieval_200.npz")
-    facts = next(c for c in golden_data.text(arrays, "meta") if c["key"] == case)
+    meta = next(c for c in golden_data.text(arrays, "meta") if c["key"] == case)
     originals, generated = arrays[f"real/{case}"], arrays[f"fake/{case}"]
-    if "error" in facts:  # the published code divides by zero; every sketch counts here
-        assert len(retrieval.ranks(generated, originals, np.arange(len(originals)))) == facts["N"]
+    if "error" in meta:  # the published code divides by zero; every sketch counts here
+        assert len(retrieval.ranks(generated, originals, np.arange(len(originals)))) == meta["N"]
         return
-    count, nearest = facts["queries"], arrays[f"top50_index/{case}"][:, : facts["N"]]
+    count, nearest = meta["queries"], arrays[f"top50_index/{case}"][:, : meta["N"]]
     found = retrieval.ranks(generated[:count], originals, np.arange(count))
     own = nearest == np.arange(count)[:, None]
     expected = np.where(own.any(axis=1), 1 + own.argmax(axis=1), 51)
     np.testing.assert_array_equal(np.minimum(found, 51), expected)
     for top in (1, 10, 50):
-        assert np.sum(found <= top) / facts["N"] == facts[f"top{top}"]
-    if count == facts["N"]:
-        assert retrieval.ret(generated, originals) == {t: facts[f"top{t}"] for t in (1, 10, 50)}
+        assert np.sum(found <= top) / meta["N"] == meta[f"top{top}"]
+    if count == meta["N"]:
+        assert retrieval.ret(generated, originals) == {t: meta[f"top{t}"] for t in (1, 10, 50)}
 
 
 CODES = {
@@ -148,7 +148,7 @@ def write_strokes(folder, split, strokes_of):
 
 @pytest.mark.slow
 def test_originals_find_themselves(data_dir, model_dir, originals, tmp_path, capsys):
-    """Samples that are the originals are found at rank 1 in both directions; a stranger's never.
+    """Samples that are the originals are found at rank 1 in both directions; others never are.
 
     It takes the right files, drawn and cropped as the originals are.
     """
@@ -250,7 +250,7 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
     refused("stroke_1_7.npy: is none of the samples that samples.json speaks of")
     (folder / "stroke_1_7.npy").unlink()
     (folder / "stroke_a.npy").write_text("")
-    refused("stroke_a.npy: is no stroke_")
+    refused("stroke_a.npy: is not a stroke_")
     (folder / "stroke_a.npy").unlink()
     path = folder / "stroke_0_0.npy"
     values = (np.nan, np.inf, 1e200)  # the last is too large to be drawn
@@ -262,9 +262,9 @@ def test_samples_of_something_else(data_dir, model_dir, sampled, originals, tmp_
     refused("stroke_0_0.npy: damaged")
     (folder / "samples.json").write_text("{")
     refused("samples.json: damaged")
-    facts = json.loads((sampled / "0.4" / "samples.json").read_text())
+    metadata = json.loads((sampled / "0.4" / "samples.json").read_text())
     for name, value in {"num_per_category": None, "categories": "fish", "split": ["test"]}.items():
-        (folder / "samples.json").write_text(json.dumps(facts | {name: value}))
+        (folder / "samples.json").write_text(json.dumps(metadata | {name: value}))
         refused(f"samples.json: damaged, {name} is")
     (folder / "samples.json").write_text("{}")
     refused("samples.json: does not say model_dir")

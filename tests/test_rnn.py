@@ -501,7 +501,7 @@ def test_compiled(kind):
 
 @pytest.mark.slow
 def test_model_takes_seed_from_batch():
-    """The batch's seeds reach the decoder, and the random stream is no weight of the model."""
+    """The batch's seeds reach the decoder, and the random stream is not a weight of the model."""
     hparams = HParams(
         dec_rnn_size=UNITS,
         z_size=Z,

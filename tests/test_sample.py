@@ -18,7 +18,9 @@ import utils
 from checkpoints import RunState
 from hparams import write_config
 from model import SPGra2Seq
+from support import sample_files
 from support.files import UserError
+from support.mask_seeds import RANDOM_SEED
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -38,7 +40,7 @@ def whole(data_dir, model_dir, tmp_path_factory):
 
 
 def test_what_is_left(whole):
-    """Strokes, code and pictures of each sketch by category and row, galleries, and the facts."""
+    """Strokes, code and pictures of each sketch by category and row, galleries, metadata."""
     keys = [(0, i) for i in (0, 1, 3, 4, 5)] + [(1, i) for i in range(6)]
     names = {"samples.json", "gallery.png", "index.html", ".lock", ".manifest.json"}
     for category, index in keys:
@@ -51,15 +53,15 @@ def test_what_is_left(whole):
         xml.etree.ElementTree.parse(whole / f"{category}_{index}.svg")
         assert cv2.imread(str(whole / f"{category}_{index}.png")).shape == (225, 225, 3)
     assert set(files(whole)) == names
-    facts = json.loads((whole / "samples.json").read_text())
-    assert facts["counts"] == {"fish": 5, "tree": 6}
-    assert facts["prob"] == 0.4 and facts["seed"] == 0 and facts["scale_factor"] == 30.0
+    metadata = json.loads((whole / "samples.json").read_text())
+    assert metadata["counts"] == {"fish": 5, "tree": 6}
+    assert metadata["prob"] == 0.4 and metadata["seed"] == 0 and metadata["scale_factor"] == 30.0
     assert "fish" in (whole / "index.html").read_text()
 
 
 def codes_by_hand(data_dir, model_dir, masking="patch"):
     """Codes of a plain walk over the sketches, the seeds consumed one patch after the other."""
-    seeds, position, codes = np.load(sample.RANDOM_SEED), 0, {}
+    seeds, position, codes = np.load(RANDOM_SEED), 0, {}
     model = checkpoints.load_model(model_dir)
     data = dataset.load_dataset(data_dir, HPARAMS, scale_factor=30.0, splits=("test",))
     split = data.splits["test"]
@@ -109,7 +111,7 @@ def test_a_subset_loses_the_same_patches(data_dir, model_dir, whole, tmp_path):
 
 def test_interrupted_it_goes_on(data_dir, model_dir, whole, tmp_path, monkeypatch, capsys):
     """What is there stays, what is missing follows, and the sketches are the same."""
-    write, written = sample.write_sample, []
+    write, written = sample_files.write_sample, []
 
     def stop(*args):
         if len(written) == 4:
@@ -135,7 +137,7 @@ def test_without_masks_no_seeds_are_needed(data_dir, model_dir, tmp_path):
     """--prob=0 reads no seed file, and a category's file alone will do."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tree.npz").write_bytes((data_dir / "tree.npz").read_bytes())
-    facts = sample.sample(
+    metadata = sample.sample(
         tmp_path / "data",
         model_dir,
         tmp_path / "out",
@@ -146,7 +148,7 @@ def test_without_masks_no_seeds_are_needed(data_dir, model_dir, tmp_path):
         pictures=("svg",),
         batch_size=4,
     )
-    assert facts["counts"] == {"tree": 3}
+    assert metadata["counts"] == {"tree": 3}
     assert (tmp_path / "out" / "1_2.svg").exists() and not list((tmp_path / "out").glob("1_*.png"))
 
 
@@ -161,11 +163,11 @@ def test_a_model_without_scale_factor(data_dir, tmp_path, capsys):
     """An imported model gets it from the training sketches, and a note says so."""
     write_config(tmp_path / "model_config.json", HPARAMS.replace(max_seq_len=-1), None)
     checkpoints.save_best(tmp_path, SPGra2Seq(HPARAMS), RunState())
-    facts = sample.sample(
+    metadata = sample.sample(
         data_dir, tmp_path, tmp_path / "out", num_per_category=2, prob=0, pictures=(), batch_size=4
     )
     data = dataset.load_dataset(data_dir, HPARAMS)
-    assert facts["scale_factor"] == data.scale_factor
+    assert metadata["scale_factor"] == data.scale_factor
     assert "no scale factor" in capsys.readouterr().out
 
 
@@ -248,5 +250,5 @@ def test_the_command_line(data_dir, model_dir, tmp_path):
     command += ["--num_per_category=2", "--prob=0.3", "--greedy", "--categories=[tree]"]
     done = subprocess.run([*command, "--pictures=none"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    facts = json.loads((tmp_path / "out" / "samples.json").read_text())
-    assert facts["greedy"] and facts["categories"] == ["tree"] and facts["pictures"] == []
+    metadata = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert metadata["greedy"] and metadata["categories"] == ["tree"] and metadata["pictures"] == []

@@ -18,7 +18,7 @@ from doodles import write_doodles
 from hparams import parse_hparams, read_config
 from model import Adam, SPGra2Seq
 from support import devices, metrics_log, preview
-from support.backend import keras
+from support.backend import keras, on_cpu
 from support.files import UserError
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def data_dir(tmp_path_factory):
 
 
 def contents(log_root):
-    """Everything that a run leaves, but for the TensorBoard files with their time stamps."""
+    """Everything that a run leaves, except the TensorBoard files with their time stamps."""
     arrays = {name: checkpoints.read_arrays(log_root / name) for name in ("best.npz", "latest.npz")}
     return arrays, (log_root / "metrics.csv").read_text()
 
@@ -83,6 +83,8 @@ def test_what_a_run_leaves(finished, data_dir):
     assert config.scale_factor == data.scale_factor
     assert config.hparams.max_seq_len == data.max_seq_len > 0
     assert [int(row[0]) for row in rows_of(finished, "train")] == list(range(1, 11))
+    # Beside each update, the epochs that were complete before it.
+    assert [int(row[1]) for row in rows_of(finished, "train")] == 6 * [0] + 4 * [1]
     # After the first epoch, and at the end in the middle of the second.
     assert [(int(r[0]), int(r[1])) for r in rows_of(finished, "valid")] == [(6, 1), (10, 1)]
     for number, row in enumerate(rows_of(finished, "train")):
@@ -119,7 +121,7 @@ def test_sharing_memory_changes_nothing(data_dir, tmp_path, monkeypatch):
         shared.clear()
         train.train(data_dir, tmp_path / f"shared {workers}", options, workers=workers)
         assert_same_run(tmp_path / "copied", tmp_path / f"shared {workers}")
-        if keras.backend.backend() == "tensorflow" and devices.on_cpu():
+        if keras.backend.backend() == "tensorflow" and on_cpu():
             assert sum(shared) >= 10  # the patches of each update
 
 
@@ -170,14 +172,14 @@ def test_killed_and_resumed_is_never_interrupted(finished, data_dir, tmp_path):
 
 def test_interrupted_tidily_and_resumed(finished, data_dir, tmp_path, monkeypatch, capsys):
     """Ctrl-C ends after the present update, saves, says how to go on; and nothing is lost."""
-    write = train.MetricsLog.write
+    write = metrics_log.MetricsLog.write
 
     def interrupt(self, split, *args):
         write(self, split, *args)
         if self.state.total_steps == 4 and split == "train":
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train.MetricsLog, "write", interrupt)
+    monkeypatch.setattr(metrics_log.MetricsLog, "write", interrupt)
     # Programs that a shell starts in the background ignore Ctrl-C; the tests may be one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

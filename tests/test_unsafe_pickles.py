@@ -155,7 +155,7 @@ def marker(tmp_path):
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_nothing_in_a_file_runs(tmp_path, marker, payload):
-    """Whatever a stranger's file asks to be called is refused with one line, and is not called."""
+    """Whatever a file asks to be called is refused with one line, and is not called."""
     pickled = payload(marker)
     for split in SPLITS:
         path = write_raw(tmp_path / "a.npz", **{split: npy(pickled)})
@@ -209,7 +209,7 @@ def test_forged_memory(tmp_path):
     """A forged dtype must not turn the file's bytes into addresses of objects.
 
     NumPy's own `__setstate__` accepts such a state and crashes, or worse, when an entry is used;
-    hence a process of its own.
+    so it runs in a process of its own.
     """
 
     class Type:

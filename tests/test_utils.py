@@ -654,7 +654,7 @@ GOOD = [(0, 0, 0), (3, 4, 0), (5, 6, 1)]
     ],
 )
 def test_no_sketch(sketch, message):
-    """What is no sketch is refused with a ValueError that says why, and no warning."""
+    """What is not a sketch is refused with a ValueError that says why, and no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for masking in BOTH:
