@@ -112,17 +112,17 @@ def one_hot_argmax(x):
     return ops.one_hot(first_argmax(x), x.shape[-1], dtype=x.dtype)
 
 
-def cosines(embeddings, floor: float = COSINE_EPSILON):
+def cosines(embeddings, epsilon: float = COSINE_EPSILON):
     """Pairwise cosines of the patch embeddings: (B, P, E) to (B, P, P).
 
-    `floor` is added to the product of two norms.
+    `epsilon` is added to the product of two norms.
     """
     norms = ops.sqrt(ops.sum(ops.square(embeddings), axis=-1))
     products = ops.matmul(embeddings, ops.swapaxes(embeddings, 1, 2))
-    return products / (norms[:, :, None] * norms[:, None, :] + floor)
+    return products / (norms[:, :, None] * norms[:, None, :] + epsilon)
 
 
-def synonymous_one_hots(embeddings, floor: float = COSINE_EPSILON):
+def synonymous_one_hots(embeddings, epsilon: float = COSINE_EPSILON):
     """One-hot rows of the three most similar patches of each patch, each (B, P, P).
 
     Blank and masked patches take part. Where all other cosines are negative the second choice
@@ -131,7 +131,7 @@ def synonymous_one_hots(embeddings, floor: float = COSINE_EPSILON):
     e = ops.stop_gradient(embeddings)
     norms = ops.sqrt(ops.sum(ops.square(e), axis=-1))
     products = ops.sum(e[:, :, None, :] * e[:, None, :, :], axis=-1)
-    c = products / (norms[:, :, None] * norms[:, None, :] + floor)
+    c = products / (norms[:, :, None] * norms[:, None, :] + epsilon)
     # Equal patches must tie, however a compiler rounds their sums.
     equal_rows = ops.all(ops.equal(e[:, :, None, :], e[:, None, :, :]), axis=-1)
     c = ops.take_along_axis(c, first_argmax(ops.cast(equal_rows, "int32"))[:, None, :], axis=2)
@@ -141,11 +141,11 @@ def synonymous_one_hots(embeddings, floor: float = COSINE_EPSILON):
     return first, second, third
 
 
-def synonymous_edges(embeddings, floor: float = COSINE_EPSILON):
+def synonymous_edges(embeddings, epsilon: float = COSINE_EPSILON):
     """Weights from each patch to its most similar patches: (B, P, E) to (B, P, P)."""
-    one_hots = synonymous_one_hots(embeddings, floor)
+    one_hots = synonymous_one_hots(embeddings, epsilon)
     weights = sum(w * one_hot for w, one_hot in zip(EDGE_WEIGHTS, one_hots, strict=True))
-    return cosines(embeddings, floor) * weights
+    return cosines(embeddings, epsilon) * weights
 
 
 def temporal_edges(patches: int) -> np.ndarray:
@@ -177,18 +177,18 @@ def link_to_picture(edges, graph_masks):
     return rows / (ops.sum(rows, axis=2, keepdims=True) + 1e-10)
 
 
-def synonymous_adjacency(embeddings, graph_masks, floor: float = COSINE_EPSILON):
+def synonymous_adjacency(embeddings, graph_masks, epsilon: float = COSINE_EPSILON):
     """Links each patch to its most similar patches, and to the whole sketch.
 
     Args:
         embeddings: (B, P, E) of the patches.
         graph_masks: (B, P, P) from `utils.graph_mask`.
-        floor: see `cosines`.
+        epsilon: see `cosines`.
 
     Returns:
         See `link_to_picture`.
     """
-    return link_to_picture(synonymous_edges(embeddings, floor), graph_masks)
+    return link_to_picture(synonymous_edges(embeddings, epsilon), graph_masks)
 
 
 def node_masks(graph_masks):

@@ -11,7 +11,7 @@ from hparams import HParams
 from support.backend import keras, ops
 
 EMBEDDING = CHANNELS[-1]
-COSINE_FLOOR = 1e-10
+COSINE_EPSILON = 1e-10
 PICTURE_POSITION = -1.1  # stands for the position of the whole sketch
 
 
@@ -54,7 +54,7 @@ class Encoder(graphs.PatchGraphEncoder):
         """What `patches.make_nodes` makes for the encoder, to an `Encoding`."""
         embeddings = self.embed(nodes["patches"])
         masks = nodes["graph_masks"]
-        adjacency = graphs.synonymous_adjacency(embeddings[:, 1:], masks, COSINE_FLOOR)
+        adjacency = graphs.synonymous_adjacency(embeddings[:, 1:], masks, COSINE_EPSILON)
         pooled = self.pool(embeddings, adjacency, graphs.node_masks(masks), training)
         features = self.read_out(pooled, training)
         return Encoding(
