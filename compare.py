@@ -154,7 +154,7 @@ def _measure(
     settings: Settings, contestants: Sequence[Contestant], originals: Split, members: list[int]
 ) -> dict[float, dict[str, list[Run]]]:
     """The runs of each method, by probability; those that are not there yet are made."""
-    common = SampleMetadata(
+    common = dict(  # fields of `SampleMetadata`
         data_sha256=sample_files.split_sha256(originals, members),
         split=settings.split,
         num_per_category=settings.num_per_category,
@@ -169,7 +169,7 @@ def _measure(
     steps = [(c, p, s) for c in contestants for p in settings.probs for s in settings.seeds]
     for number, (contestant, prob, seed) in enumerate(steps, 1):
         from_file = prob > 0 and contestant.masking not in OWN_SEEDS
-        made = replace(
+        made = dict(
             common,
             model_sha256=contestant.sha256,
             prob=prob,
@@ -222,7 +222,7 @@ def _make_run(settings: Settings, contestant: Contestant, prob: float, seed: int
 
 
 def _read_outcomes(
-    sample_dir: Path, made: SampleMetadata, classifier_sha256: str, keys: list[tuple[int, int]]
+    sample_dir: Path, made: dict[str, Any], classifier_sha256: str, keys: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Rank of each sketch and what it was taken for; None where that is still to be found."""
     try:
@@ -232,7 +232,8 @@ def _read_outcomes(
             classifier_sha256
         )
         for arrays, made_with in ((ret, ret_of["samples"]), (rec, rec_of["samples"])):
-            good &= made.agrees_with(made_with)
+            metadata = SampleMetadata(**made_with)
+            good &= replace(metadata, **made) == metadata
             good &= np.array_equal(arrays["keys"], keys)
         ranks, taken_for = ret["ranks"], rec["taken_for"]
     except (UserError, KeyError, TypeError):  # not there, or damaged

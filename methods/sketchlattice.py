@@ -133,10 +133,10 @@ class TableInitializer(keras.initializers.RandomNormal):
 
 
 def distance_weights() -> np.ndarray:
-    """The weight of a link by the squared distance of its ends, float32 (5204,).
+    """The weight of a link by the squared distance of its ends, float32 (limit + 2,).
 
     1 less the distance as a share of the picture's diagonal, cut to whole percents as published;
-    0 beyond MAX_SQUARED_DISTANCE.
+    0 beyond the limit, MAX_SQUARED_DISTANCE.
     """
     distances = np.sqrt(np.arange(MAX_SQUARED_DISTANCE + 2, dtype=np.float64))
     percents = np.floor((1 - distances / ((SIDE - 1) * math.sqrt(2))) * 100)

@@ -1,8 +1,8 @@
 """Loaded sketches that are not stroke-3 in one unit: what is wrong, and how to put it right.
 
-Training with such data gives no error, and no useful model. Each limit below lies in a
-wide gap between 305 categories of QuickDraw, Omniglot, kanji, sheep and doodles on one side, and
-the same sketches stored wrongly on the other.
+Training with such data gives no error, and no useful model. Each limit below lies in a wide gap
+between 305 categories of QuickDraw, Omniglot, kanji, sheep and doodles on one side, and the same
+sketches stored wrongly on the other.
 """
 
 from collections.abc import Sequence

@@ -90,11 +90,6 @@ class SampleMetadata:
             and getattr(self, f.name) != getattr(other, f.name)
         ]
 
-    def agrees_with(self, metadata: dict[str, Any]) -> bool:
-        """Whether what is known here, and so not None, is the same in a samples.json's values."""
-        known = {name: value for name, value in asdict(self).items() if value is not None}
-        return all(metadata[name] == value for name, value in known.items())
-
 
 class Samples(NamedTuple):
     """Generated sketches beside the originals that they were made from.

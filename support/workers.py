@@ -30,7 +30,7 @@ from support.buffers import ALIGNMENT
 from support.checks import check_workers
 from support.files import UserError
 
-DEFAULT_MAX_WORKERS = 16  # where the caller says no number
+DEFAULT_MAX_WORKERS = 16  # where the caller gives no number
 SLOTS = 3  # results of a process that may be in use at the same time without being copied
 MIN_SHARED = 2**14  # bytes from which on an array is shared and not sent
 SECONDS_TO_END = 10  # that a process gets

@@ -185,7 +185,7 @@ def test_the_contact_sheet_has_the_drawings_size(tmp_path):
     """Sketches are drawn as large as drawing_size says: lines of another share of the picture."""
     data, hparams = load(tmp_path, fish=doodles_of("fish"))
     ink = []
-    for size in (hparams.drawing_size, 79):  # lines of 1 pixel in 79, which are 2.5 % otherwise
+    for size in (hparams.drawing_size, 79):  # int(0.025 * 79) = 1 pixel a line, thinner than 2.5 %
         write_contact_sheet(
             tmp_path / "sheet.png", data, hparams.replace(drawing_size=size), hparams.categories
         )
